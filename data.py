@@ -1,0 +1,701 @@
+"""Every source of images: the embedded moving shapes, folders of frames or images, video files; and how they are fed.
+
+The paper trains on video pairs (optical flow) and on image views (VICReg) at once. Here are the sources of both
+(`MovingShapes`, `VideoPairs`, `ImageFiles`), their augmentations (`FlowAugmentation`, `TwoViews`) and the loader that
+feeds them (`make_loader`): sharded over processes, endless, the same whatever the number of workers or the first step.
+`MovingShapes` needs no files and knows its exact flow; the commands use it where no folder is named.
+
+    loader = make_loader(ShapePairs(size=(128, 128)), FlowAugmentation((128, 128)), batch_size=8)
+    image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
+"""
+
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".webm", ".mov", ".mkv", ".m4v")
+SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
+"""Names of the values of MovingShapes' `classes`."""
+
+TEXTURE_SIZE = 256
+SILHOUETTE_SIZE = 128
+
+# ------------------------------------------------------------------------------ textures and silhouettes of the shapes
+
+
+def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndarray:
+    """Noise (256, 256, channels) of deviation 1, amplitude falling as 1 / frequency^slope; natural images: about 1."""
+    frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None]).astype(np.float32)
+    frequency[0, 0] = np.inf
+    white = rng.standard_normal((channels, TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
+    noise = np.fft.irfft2(np.fft.rfft2(white) / frequency**slope)
+    return (noise / noise.std(axis=(1, 2), keepdims=True)).transpose(1, 2, 0)
+
+
+def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
+    """Opaque discs and polygons over each other, radii of density 1 / r^3: edges as in natural images."""
+    canvas = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE, 3), np.float32)
+    radii = 3 / np.sqrt(rng.uniform(3**2 / 70**2, 1, 500))
+    centers = rng.uniform(-20, TEXTURE_SIZE + 20, (500, 2))
+    colors = rng.standard_normal((500, 1)) + 0.5 * rng.standard_normal((500, 3))
+    for radius, center, color in zip(radii, centers, colors, strict=True):
+        corners = int(rng.choice((3, 4, 5, 24)))
+        angles = 2 * np.pi * (np.arange(corners) + rng.random()) / corners
+        points = center + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+        cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], color.tolist(), shift=4)
+    return canvas
+
+
+def _cells(rng: np.random.Generator) -> np.ndarray:
+    """Patches of one colour each around random points, darker towards their rims."""
+    count = int(rng.integers(60, 500))
+    others = np.ones((TEXTURE_SIZE, TEXTURE_SIZE), np.uint8)
+    others[tuple(rng.integers(0, TEXTURE_SIZE, (2, count)))] = 0
+    distance, label = cv2.distanceTransformWithLabels(others, cv2.DIST_L2, 5)
+    colors = rng.standard_normal((count + 1, 1)) + 0.4 * rng.standard_normal((count + 1, 3))
+    return colors[label] - rng.uniform(0, 0.15) * distance[..., None]
+
+
+def _two_tones(rng: np.random.Generator) -> np.ndarray:
+    """Two noisy colours that alternate as stripes, as chequers, or in blotches with sharp rims."""
+    y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE]
+    wave = np.sin(2 * np.pi * x / rng.uniform(6, 30) + rng.uniform(0, 4) * _noise(rng, 1.8)[..., 0])
+    chequers = wave * np.sin(2 * np.pi * y / rng.uniform(6, 30))
+    blotches = _noise(rng, rng.uniform(1.2, 1.8))[..., 0]
+    pattern = (wave, chequers, blotches)[int(rng.integers(3))]
+    share = np.clip(0.5 + rng.uniform(1, 5) * pattern, 0, 1)[..., None]
+    tones = 0.5 * rng.standard_normal((2, 3)) + np.array([[-1], [1]])
+    return tones[0] * share + tones[1] * (1 - share) + 0.4 * _noise(rng, rng.uniform(0.8, 1.6), 3)
+
+
+@lru_cache(maxsize=1)
+def _textures(count: int = 48) -> list[np.ndarray]:
+    """The bank that layers are cut from: uint8 (256, 256, 3), mean about 128, deviation about 50."""
+    rng = np.random.default_rng(0)
+    bank = []
+    for i in range(count):
+        if i % 4 == 0:
+            color = _noise(rng, rng.uniform(0.8, 1.5), 3)
+            texture = color + 2 * color.mean(axis=2, keepdims=True)
+        else:
+            texture = (_dead_leaves, _dead_leaves, (_two_tones, _cells)[i // 4 % 2])[i % 4 - 1](rng)
+        texture = texture + rng.uniform(0.1, 0.35) * texture.std() * _noise(rng, rng.uniform(0.3, 1.0))
+        texture = cv2.GaussianBlur(texture, (0, 0), 0.5)  # an edge spans a pixel, as a camera's does
+        bank.append(np.clip(128 + 50 * (texture - texture.mean()) / texture.std(), 0, 255).astype(np.uint8))
+    return bank
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Of a (n, n) mask that covers [-1, 1]^2, at the silhouettes' size."""
+    inside, outside = (cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5) for m in (mask, ~mask))
+    distance = (inside - outside) * 2 / len(mask)
+    return cv2.resize(distance, (SILHOUETTE_SIZE, SILHOUETTE_SIZE), interpolation=cv2.INTER_AREA)
+
+
+@lru_cache(maxsize=1)
+def _silhouettes() -> list[list[np.ndarray]]:
+    """The variants of each of SHAPE_CLASSES but the first: signed distance to the outline, positive inside.
+
+    float32 (128, 128) over [-1, 1]^2, in units of the shape's radius; the shape stays within the unit circle.
+    """
+    rng = np.random.default_rng(1)
+    y, x = (np.mgrid[: 4 * SILHOUETTE_SIZE, : 4 * SILHOUETTE_SIZE] + 0.5) / (2 * SILHOUETTE_SIZE) - 1
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    stars = [
+        radius < 0.95 * (inner + (1 - inner) * np.abs((angle * points / np.pi) % 2 - 1))
+        for points, inner in ((4, 0.4), (5, 0.45), (7, 0.55))
+    ]
+    outlines = [
+        sum(rng.normal(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 7))
+        for _ in range(8)
+    ]
+    masks = [
+        [radius < 0.95],
+        [np.maximum(np.abs(x), np.abs(y)) < 0.67],
+        [(y < 0.47) & (y > np.sqrt(3) * np.abs(x) - 0.94)],
+        stars,
+        [(radius < 0.95) & (radius > 0.55)],
+        [(np.minimum(np.abs(x), np.abs(y)) < 0.3) & (np.maximum(np.abs(x), np.abs(y)) < 0.85)],
+        [(radius < 0.95) & (np.hypot(x - 0.4, y) > 0.7)],
+        [radius < 0.92 * np.exp(outline - outline.max()) for outline in outlines],
+    ]
+    return [[_signed_distance(mask) for mask in variants] for variants in masks]
+
+
+# ------------------------------------------------------------------------------------------------------ moving shapes
+
+
+class _Scene(NamedTuple):
+    """What one index of MovingShapes shows: n layers (the background first, then from far to near) over t frames."""
+
+    textures: list[np.ndarray]
+    texture_maps: np.ndarray  # (n, 3, 3) layer coordinates -> texture pixel
+    colors: np.ndarray  # (n, 3, 4) affine colour change of the texture
+    classes: np.ndarray  # (n,)
+    silhouettes: list[np.ndarray | None]
+    silhouette_maps: np.ndarray  # (n, 3, 3) layer coordinates -> silhouette pixel
+    to_pixel: np.ndarray  # (n, t, 3, 3) layer coordinates -> image pixel
+    from_pixel: np.ndarray  # (n, t, 3, 3) its inverse
+    reach: np.ndarray  # (n, t) radius of the layer in image pixels, endless for the background
+    gains: np.ndarray  # (t, 2) brightness factor and offset of each frame
+
+
+_Window = tuple[slice, slice]  # rows and columns of an image
+
+
+def _window(center: np.ndarray, reach: float, bounds: _Window) -> _Window | None:
+    """The part of `bounds` that a disc can touch, None if it touches nothing."""
+    reach = min(reach, 1e6) + 1  # one pixel for the soft edge
+    window = []
+    for middle, bound in zip(center[::-1], bounds, strict=True):
+        start, stop = max(int(middle - reach), bound.start), min(int(middle + reach) + 2, bound.stop)
+        if start >= stop:
+            return None
+        window.append(slice(start, stop))
+    return tuple(window)
+
+
+def _cut(source: np.ndarray, matrix: np.ndarray, window: _Window, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+    """`source` at the point matrix @ (x, y, 1) for every pixel of the window; outside -1, or mirrored."""
+    rows, columns = window
+    affine = matrix[:2].copy()
+    affine[:, 2] += affine[:, 0] * columns.start + affine[:, 1] * rows.start
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(source, affine, size, flags=flags, borderMode=border, borderValue=-1.0)
+
+
+def _affine(center: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
+    """(..., 3, 3) matrices that scale (x and y apart: (..., 2)), turn, and shift by `center` (..., 2)."""
+    matrix = np.zeros((*scale.shape[:-1], 3, 3))
+    matrix[..., 0, 0], matrix[..., 0, 1] = np.cos(angle) * scale[..., 0], -np.sin(angle) * scale[..., 1]
+    matrix[..., 1, 0], matrix[..., 1, 1] = np.sin(angle) * scale[..., 0], np.cos(angle) * scale[..., 1]
+    matrix[..., :2, 2] = center
+    matrix[..., 2, 2] = 1
+    return matrix
+
+
+def _random_colors(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Affine colour changes (count, 3, 4): hue turned about the grey axis, saturation, contrast, and another mean."""
+    hue, saturation, contrast = (rng.uniform(a, b, (count, 1, 1)) for a, b in ((0, 2 * np.pi), (0.2, 1.5), (0.35, 1.2)))
+    grey = np.full((3, 3), 1 / 3)
+    quarter_turn = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    matrix = contrast * (grey + saturation * (np.cos(hue) * (np.eye(3) - grey) + np.sin(hue) * quarter_turn))
+    mean = rng.uniform(60, 200, (count, 1)) + 25 * rng.standard_normal((count, 3))
+    return np.concatenate((matrix, (mean - 128 * matrix.sum(axis=2))[..., None]), axis=2)
+
+
+class MovingShapes(Dataset):
+    """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
+
+    Every layer has its own, slightly slackening speed; nearer shapes hide farther ones, and shapes leave the frame. A
+    layer shifts by 0.3 px to `max_motion` times the shorter side per frame (between, near log-uniform); turning and
+    growing add up to 0.3 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
+    scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`.
+
+    An item depends on (seed, index) alone:
+        images            float32 (t, 3, h, w) in [0, 1]
+        flow_forward      float32 (t-1, 2, h, w) in pixels, the motion from frame t to t+1 on the grid of frame t
+        flow_backward     float32 (t-1, 2, h, w) in pixels, the motion from frame t+1 to t on the grid of frame t+1
+        visible_forward   bool (t-1, 1, h, w), the pixel of frame t is inside frame t+1 and not covered there
+        visible_backward  bool (t-1, 1, h, w), the pixel of frame t+1 is inside frame t and not covered there
+        instances         int64 (t, h, w), 0 = background, k = the k-th shape, from far to near
+        classes           int64 (t, h, w), index into SHAPE_CLASSES
+    """
+
+    def __init__(
+        self,
+        length: int = 10_000,
+        size: tuple[int, int] = (128, 128),
+        frames: int = 2,
+        seed: int = 0,
+        max_shapes: int = 5,
+        max_motion: float = 0.12,
+        brightness: float = 0.1,
+    ):
+        self.length, self.size, self.frames, self.seed = length, tuple(size), frames, seed
+        self.max_shapes, self.max_motion, self.brightness = max_shapes, max_motion, brightness
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        scene = self._scene(index)
+        images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
+        flow = np.empty((2, self.frames - 1, 2, *self.size), np.float32)
+        visible = np.ones((2, self.frames - 1, 1, *self.size), bool)
+        for t in range(self.frames - 1):
+            self._motion(scene, labels[t], t, t + 1, flow[0, t], visible[0, t, 0])
+            self._motion(scene, labels[t + 1], t + 1, t, flow[1, t], visible[1, t, 0])
+        return {
+            "images": torch.from_numpy(images).float().div_(255),
+            "flow_forward": torch.from_numpy(flow[0]),
+            "flow_backward": torch.from_numpy(flow[1]),
+            "visible_forward": torch.from_numpy(visible[0]),
+            "visible_backward": torch.from_numpy(visible[1]),
+            "instances": torch.from_numpy(labels).long(),
+            "classes": torch.from_numpy(scene.classes[labels]),
+        }
+
+    def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
+        """The first `count` frames alone, at half the cost of an item."""
+        scene = self._scene(index)
+        return torch.from_numpy(np.stack([self._render(scene, t)[0] for t in range(count)]))
+
+    def _scene(self, index: int) -> _Scene:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is outside of the {self.length} scenes")
+        rng = np.random.default_rng((self.seed, index))
+        h, w = self.size
+        n = 1 + int(rng.integers(1, self.max_shapes + 1))
+        center = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
+        radius = min(h, w) * np.exp(rng.uniform(np.log(0.12), np.log(0.6), n))
+        center[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
+        to_pixel, zoom = self._trajectories(rng, center, radius)
+
+        classes = rng.integers(1, len(SHAPE_CLASSES), n)
+        classes[0] = 0
+        variants = [_silhouettes()[c - 1] for c in classes[1:]]
+        squeeze = np.stack((np.ones(n), rng.uniform(0.5, 1, n)), axis=1)
+        gains = np.tile((1.0, 0.0), (self.frames, 1))
+        if rng.random() < 1 / 3:
+            gains += self.brightness * rng.uniform(-1, 1, (self.frames, 2)) * (1, 50)
+        return _Scene(
+            textures=[_textures()[i] for i in rng.integers(0, len(_textures()), n)],
+            texture_maps=_affine(
+                rng.uniform(0, TEXTURE_SIZE, (n, 2)),
+                rng.uniform(0.4, 1.2, (n, 1)) * [1, 1],
+                rng.uniform(0, 2 * np.pi, n),
+            ),
+            colors=_random_colors(rng, n),
+            classes=classes,
+            silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
+            silhouette_maps=_affine(
+                np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / (radius[:, None] * squeeze)
+            ),
+            to_pixel=to_pixel,
+            from_pixel=np.linalg.inv(to_pixel),
+            reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
+            gains=gains,
+        )
+
+    def _trajectories(
+        self, rng: np.random.Generator, center: np.ndarray, radius: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Layer-to-pixel maps (n, t, 3, 3) and zooms (n, t); the layers stand at `center` in the middle of the clip."""
+        n, t = len(radius), self.frames
+        longest = max(self.max_motion * min(self.size), 1e-6)
+        shortest = min(0.3, longest)
+        shift = shortest * (longest / shortest) ** (rng.random(n) ** 0.6)
+        turn, growth = 0.3 * longest * rng.random((2, n, 1)) ** 2 * rng.choice((-1, 1), (2, n, 1)) / radius[:, None]
+        growth = np.clip(growth, -1 / t, 1 / t)  # a long clip does not end in specks and giants
+        if rng.random() < 1 / 6:
+            shift[0], turn[0], growth[0] = rng.random() * shortest, 0, 0
+        direction = rng.uniform(0, 2 * np.pi, n)
+        velocity = shift[:, None] * np.stack((np.cos(direction), np.sin(direction)), axis=1)
+
+        steps = 1 - rng.uniform(0, 0.3, (n, 1)) * np.arange(t) / t
+        time = np.cumsum(steps, axis=1) - steps
+        time -= time.mean(axis=1, keepdims=True)
+        zoom = np.exp(growth * time)
+        angle = rng.uniform(0, 2 * np.pi, (n, 1)) + turn * time
+        return _affine(center[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
+
+    def _render(self, scene: _Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frame t: the image uint8 (3, h, w) and the layer that owns each pixel, uint8 (h, w)."""
+        frame = slice(0, self.size[0]), slice(0, self.size[1])
+        canvas = np.empty((*self.size, 3), np.uint8)
+        labels = np.zeros(self.size, np.uint8)
+        for layer, silhouette in enumerate(scene.silhouettes):
+            from_pixel, reach = scene.from_pixel[layer, t], float(scene.reach[layer, t])
+            window = _window(scene.to_pixel[layer, t, :2, 2], reach, frame)
+            if window is None:
+                continue
+            texture = _cut(scene.textures[layer], scene.texture_maps[layer] @ from_pixel, window, cv2.BORDER_REFLECT)
+            texture = cv2.transform(texture, scene.colors[layer])
+            if silhouette is None:
+                canvas[window] = texture
+            else:
+                distance = _cut(silhouette, scene.silhouette_maps[layer] @ from_pixel, window)
+                alpha = np.clip(0.5 + distance * reach, 0, 1)
+                canvas[window] = cv2.blendLinear(texture, canvas[window], alpha, 1 - alpha)
+                labels[window][alpha >= 0.5] = layer
+        gain, offset = scene.gains[t]
+        if gain != 1:
+            canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
+        return canvas.transpose(2, 0, 1), labels
+
+    def _motion(
+        self, scene: _Scene, labels: np.ndarray, source: int, target: int, flow: np.ndarray, visible: np.ndarray
+    ) -> None:
+        """Fills in the flow (2, h, w) from frame to frame, and where its end is inside and not covered (h, w)."""
+        h, w = self.size
+        x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+        moves = scene.to_pixel[:, target] @ scene.from_pixel[:, source]
+        for layer, move in enumerate(moves):
+            window = _window(
+                scene.to_pixel[layer, source, :2, 2], scene.reach[layer, source], (slice(0, h), slice(0, w))
+            )
+            if window is None:
+                continue
+            rows, columns = window
+            mine = labels[window] == layer
+            for channel, (a, b, c) in enumerate((move[:2] - np.eye(2, 3)).astype(np.float32)):
+                np.copyto(flow[channel][window], (a * x[columns] + c) + b * y[rows], where=mine)
+            back = scene.to_pixel[layer, source] @ scene.from_pixel[layer, target]
+            for cover in range(layer + 1, len(moves)):  # where this layer ends up under a nearer one
+                place = back[:2] @ scene.to_pixel[cover, target, :, 2]
+                overlap = _window(place, scene.reach[cover, target] * np.hypot(back[0, 0], back[1, 0]), window)
+                if overlap is not None:
+                    matrix = scene.silhouette_maps[cover] @ scene.from_pixel[cover, target] @ move
+                    distance = _cut(scene.silhouettes[cover], matrix, overlap)
+                    visible[overlap] &= (distance < 0) | (labels[overlap] != layer)
+        end_x, end_y = flow[0] + x, flow[1] + y
+        visible &= (end_x >= 0) & (end_x <= w - 1) & (end_y >= 0) & (end_y <= h - 1)
+
+
+class ShapePairs(MovingShapes):
+    """The first two frames of each MovingShapes scene, as a source of the flow task."""
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
+        image_1, image_2 = self.images(index, 2)
+        return image_1, image_2
+
+
+class ShapeImages(MovingShapes):
+    """The first frame of each MovingShapes scene, as a source of the content task."""
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.images(index, 1)[0]
+
+
+# --------------------------------------------------------------------------------------------------- files on the disk
+
+
+def natural_key(path: Path | str) -> list[list[str | int]]:
+    """Sort key that puts frame2 before frame10, folder by folder."""
+    return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in Path(path).parts]
+
+
+def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
+    """Every file below `root` with one of the extensions, in natural order. Hidden files and __MACOSX are left out.
+
+    FileNotFoundError if root does not exist.
+    """
+    root = Path(root)
+    if root.is_file():
+        return [root] if root.suffix.lower() in extensions else []
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; check the path")
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not n.startswith(".")]
+    return sorted(found, key=lambda path: (natural_key(path), path))
+
+
+def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
+    """An image file as RGB. ValueError that names the file if it cannot be read."""
+    try:
+        return F.pil_to_tensor(pil_loader(str(path)))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable image; replace or remove it") from error
+
+
+class ImageFiles(Dataset):
+    """Every image below a folder, in natural order, as uint8 (3, h, w) RGB.
+
+    FileNotFoundError if the folder is missing or holds no image; ValueError on reading a broken one.
+    """
+
+    def __init__(self, root: str | Path):
+        self.paths = find_files(root, IMG_EXTENSIONS)
+        if not self.paths:
+            raise FileNotFoundError(f"{root}: no images found; expected {' '.join(IMG_EXTENSIONS)} in it or below")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return load_image(self.paths[index])
+
+
+@lru_cache(maxsize=2)
+def _open_video(path: Path, process: int) -> cv2.VideoCapture:
+    """A decoder; `process` keeps a forked worker from sharing its parent's file position."""
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+
+
+@lru_cache(maxsize=4)  # a frame is in two pairs or more
+def _video_frame(path: Path, index: int) -> Tensor:
+    """A frame of a video file, uint8 (3, h, w) RGB. ValueError that names the file if it cannot be decoded."""
+    video = _open_video(path, os.getpid())
+    ahead = index - int(video.get(cv2.CAP_PROP_POS_FRAMES))
+    if not 0 <= ahead < 10:  # seeking costs more than reading on: it starts at the last key frame
+        video.set(cv2.CAP_PROP_POS_FRAMES, index)
+        ahead = 0
+    readable = all(video.grab() for _ in range(ahead + 1))
+    readable, frame = video.retrieve() if readable else (False, None)
+    if not readable:
+        raise ValueError(
+            f"{path}: frame {index} cannot be decoded; convert the video or extract its frames to a folder"
+        )
+    return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+
+
+def _count_video_frames(path: Path) -> int:
+    """Number of decodable frames; 0 if the file is not a video."""
+    video = _open_video(path, os.getpid())
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    if count > 0:  # containers guess: believe it only if that frame is there and is the last
+        video.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
+        if video.grab() and not video.grab():
+            return count
+    video.set(cv2.CAP_PROP_POS_FRAMES, 0)
+    count = 0
+    while video.grab():
+        count += 1
+    return count
+
+
+class VideoPairs(Dataset):
+    """Pairs of frames (i, i + stride) of every clip below `root`, each uint8 (3, h, w) RGB.
+
+    A clip is a folder that directly contains images, in natural order of their names, or a video file; `root` may also
+    be one video file. `transform` takes the two images and returns the item. Seeking in a video decodes from its last
+    key frame: extract its frames before a long training.
+
+    FileNotFoundError if root is missing or holds no frames; ValueError for a clip too short for a stride, and on
+    reading a broken image or frames of different sizes.
+    """
+
+    def __init__(self, root: str | Path, strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None):
+        self.transform = transform
+        folders: dict[Path, list[Path]] = {}
+        for path in find_files(root, IMG_EXTENSIONS):
+            folders.setdefault(path.parent, []).append(path)
+        clips = {folder: len(frames) for folder, frames in folders.items()}
+        clips |= {path: _count_video_frames(path) for path in find_files(root, VIDEO_EXTENSIONS)}
+        if not clips:
+            endings = " ".join(IMG_EXTENSIONS + VIDEO_EXTENSIONS)
+            raise FileNotFoundError(f"{root}: no frames found; expected folders of images or video files ({endings})")
+        if min(strides) < 1:
+            raise ValueError(f"a stride of {min(strides)} frames; strides are 1 or more")
+        for path, count in clips.items():
+            if count == 0:
+                raise ValueError(f"{path}: no frame can be decoded; convert the video or remove it")
+            if count <= max(strides):
+                size = "one frame" if count == 1 else f"{count} frames"
+                raise ValueError(f"{path}: a clip of {size}, too short for a stride of {max(strides)}; remove it")
+        self.folders = folders
+        self.pairs = [(path, i, i + s) for path, count in clips.items() for s in strides for i in range(count - s)]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        """(image_1, image_2), or what the transform makes of them."""
+        path, *numbers = self.pairs[index]
+        if path in self.folders:
+            paths = [self.folders[path][i] for i in numbers]
+            image_1, image_2 = (load_image(p) for p in paths)
+            if image_1.shape != image_2.shape:
+                (h1, w1), (h2, w2) = image_1.shape[1:], image_2.shape[1:]
+                raise ValueError(
+                    f"{paths[1]}: {w2}x{h2} pixels, but {paths[0].name} of the same clip has {w1}x{h1}; "
+                    "frames of a clip need one size, put others into a folder of their own"
+                )
+        else:
+            image_1, image_2 = (_video_frame(path, i).clone() for i in numbers)
+        return (image_1, image_2) if self.transform is None else self.transform(image_1, image_2)
+
+
+# ------------------------------------------------------------------------------------------------------ augmentations
+
+
+class _GaussianBlur(v2.GaussianBlur):
+    """torchvision's blur, computed by OpenCV: on a CPU, at 224 pixels, in a tenth of the time."""
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        blurred = [cv2.GaussianBlur(plane, self.kernel_size, params["sigma"][0]) for plane in inpt.numpy()]
+        return torch.from_numpy(np.stack(blurred))
+
+
+class TwoViews:
+    """VICReg's two random views of an image, with the probabilities of the official code (its augmentations.py).
+
+    Called with a uint8 (3, h, w) RGB image it gives two float32 (3, size, size) views in [0, 1]; the model normalises.
+    """
+
+    def __init__(self, size: int = 224):
+        self.view_1 = self._view(size, blur=1.0, solarize=0.0)
+        self.view_2 = self._view(size, blur=0.1, solarize=0.2)
+
+    @staticmethod
+    def _view(size: int, blur: float, solarize: float) -> v2.Compose:
+        kernel = max(size // 10 | 1, 3)  # 23 at 224
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+                v2.RandomGrayscale(0.2),
+                v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
+                v2.RandomSolarize(threshold=128, p=solarize),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, "3 s s"]]:
+        return self.view_1(image), self.view_2(image)
+
+
+class FlowAugmentation:
+    """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
+
+    Called with two uint8 (3, h, w) RGB images it gives two float32 (3, *crop) images in [0, 1]. `scale` is the range of
+    a random resizing before the crop, e.g. (0.5, 1.0) to see more of a large frame. `color` is the largest relative
+    change of brightness, contrast and saturation (of hue: a fifth). ValueError if an image is smaller than the crop.
+    """
+
+    def __init__(self, crop: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0), color: float = 0.2):
+        self.crop, self.scale = tuple(crop), tuple(scale)
+        self.change = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomVerticalFlip(0.5),
+                v2.RandomApply([v2.ColorJitter(color, color, color, color / 5)], p=0.5),
+                v2.RandomApply([v2.RandomChannelPermutation()], p=0.1),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+    def __call__(
+        self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
+    ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
+        pair = torch.stack((image_1, image_2))  # transforms draw once per call: the same change for both
+        (h, w), (crop_h, crop_w) = pair.shape[-2:], self.crop
+        if h < crop_h or w < crop_w:
+            raise ValueError(
+                f"an image of {w}x{h} pixels is smaller than the crop of {crop_w}x{crop_h}; use a smaller --crop"
+            )
+        factor = max(torch.empty(()).uniform_(*self.scale).item(), crop_h / h, crop_w / w)
+        window_h, window_w = min(round(crop_h / factor), h), min(round(crop_w / factor), w)
+        top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
+        pair = F.resized_crop(pair, top, left, window_h, window_w, list(self.crop), antialias=True)
+        if torch.rand(()) < 0.5:
+            pair = pair.flip(0)
+        return tuple(self.change(pair))
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+class ShardedStream(Sampler):
+    """One process's part of an endless, shuffled walk through `length` items, as (position, index).
+
+    `position` counts the samples of all processes, `batch_size` those of one process in a step. Each pass over the data
+    is another permutation, given by `seed`: every item comes once per pass, whatever the number of processes, and a run
+    can start again at any step.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, start_step: int = 0
+    ):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = (self.start_step * self.world_size + self.rank) * self.batch_size
+        shown = None
+        while True:
+            for position in range(first, first + self.batch_size):
+                if position // self.length != shown:
+                    shown = position // self.length
+                    order = np.random.default_rng((self.seed, shown)).permutation(self.length)
+                yield position, int(order[position % self.length])
+            first += self.world_size * self.batch_size
+
+
+@contextmanager
+def _random_state(seed: int, position: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's (CPU) generators seeded by the two numbers; the caller's states come back after."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        number = int(np.random.SeedSequence((seed, position)).generate_state(1)[0])
+        random.seed(number)
+        np.random.seed(number)
+        torch.default_generator.manual_seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+class Seeded(Dataset):
+    """Reads `dataset[index]` and transforms it, with random numbers that depend on (seed, position) alone.
+
+    So an item depends neither on the worker nor on the process that reads it. Indexed by ShardedStream's tuples.
+    The transform takes an image, or the two images of a pair.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Callable[..., Any] | None = None, seed: int = 0):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        position, index = key
+        with _random_state(self.seed, position):
+            item = self.dataset[index]
+            if self.transform is None:
+                return item
+            return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def make_loader(
+    dataset: Dataset,
+    transform: Callable[..., Any] | None,
+    batch_size: int,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    workers: int = 0,
+) -> DataLoader:
+    """An endless loader of this process's batches of `batch_size`, from step `start_step` on.
+
+    The same seed gives the same batches whatever the number of workers; the caller's random states stay untouched.
+    """
+    return DataLoader(
+        Seeded(dataset, transform, seed),
+        batch_size=batch_size,
+        sampler=ShardedStream(len(dataset), batch_size, seed, rank, world_size, start_step),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,235 @@
+"""Optical flow: warping, correlation, occlusion masks, and the coarse-to-fine estimator of MC-JEPA (Eq. 1).
+
+A flow is (b, 2, h, w), float32, channel 0 = x to the right, channel 1 = y down, in pixels of its own resolution. The
+flow from frame t to t+1 lives on the grid of frame t: the point p of frame t is found in frame t+1 at p + flow(p).
+
+    flows = estimate_flow_pyramid(estimator, pyramid_1, pyramid_2)   # from frame 1 to frame 2, coarsest first
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+
+NORMS = ("none", "layer", "l2", "layer+l2")
+
+
+def warp(
+    x: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"], padding: str = "border"
+) -> Float[Tensor, "b c h w"]:
+    """Backward warp: the value at p is x at p + flow(p), bilinear. `warp(x_t1, flow_t_to_t1)` looks like x_t.
+
+    Args:
+        x: an image or features of frame t+1.
+        flow: from frame t to frame t+1, in pixels, on the grid of frame t.
+        padding: what lies outside of x: "border" (its nearest pixel) or "zeros".
+
+    Raises:
+        ValueError: from torch, for another padding.
+    """
+    h, w = x.shape[2:]
+    rows = torch.arange(h, device=flow.device, dtype=flow.dtype).view(1, h, 1)
+    columns = torch.arange(w, device=flow.device, dtype=flow.dtype).view(1, 1, w)
+    # align_corners=True: -1 and 1 are the centres of the outermost pixels, (size - 1) pixels apart.
+    grid = torch.stack(
+        ((columns + flow[:, 0]) * (2 / max(w - 1, 1)) - 1, (rows + flow[:, 1]) * (2 / max(h - 1, 1)) - 1), dim=3
+    )
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=True)
+
+
+def resize_flow(flow: Float[Tensor, "b 2 h w"], size: Sequence[int]) -> Float[Tensor, "b 2 h2 w2"]:
+    """A flow at another resolution: bilinear, its values rescaled to the new pixels, x and y apart.
+
+    Args:
+        flow: in pixels of h x w.
+        size: the new (height, width).
+    """
+    h, w = flow.shape[2:]
+    if (h, w) == tuple(size):
+        return flow
+    scale = flow.new_tensor((size[1] / w, size[0] / h)).view(1, 2, 1, 1)
+    return F.interpolate(flow, size=tuple(size), mode="bilinear", align_corners=False) * scale
+
+
+def correlation(
+    x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], radius: int = 4
+) -> Float[Tensor, "b (2*{radius}+1)**2 h w"]:
+    """The cost volume of PWC-Net: every pixel of x against the pixels of y around it, the mean over channels.
+
+    Returns:
+        Channel (dy + radius) (2 radius + 1) + dx + radius compares x at p with y at p + (dx, dy); 0 outside of y.
+    """
+    b, c, h, w = x.shape
+    side = 2 * radius + 1
+    x = x.permute(0, 2, 3, 1) / c
+    y = F.pad(y, (radius, radius, radius, radius)).permute(0, 2, 1, 3)
+    volume = []
+    for dy in range(side):
+        # All products between a row of x and a row of y, as one small matrix, of which the band (i, i) ... (i, i + 2r)
+        # is kept. Several times more products than needed, and still far faster than shifting y 81 times.
+        products = torch.matmul(x, y[:, dy : dy + h]).contiguous()  # b h w (w + 2r)
+        row = w + 2 * radius
+        volume.append(products.as_strided((b, h, w, side), (h * w * row, w * row, row + 1, 1)))
+    return torch.stack(volume, dim=1).permute(0, 1, 4, 2, 3).reshape(b, side * side, h, w)
+
+
+def standardise(
+    x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], eps: float = 1e-6
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Each channel of a pair's features to mean 0 and deviation 1 over the pixels of both frames together.
+
+    UFlow (Jonschkowski et al., 2020) does this before its cost volume, with moments over the channels too. Without it
+    the correlation carries mostly the channels' means, and nothing is learned.
+    """
+    both = torch.stack((x, y))
+    variance, mean = torch.var_mean(both, dim=(0, 3, 4), keepdim=True, correction=0)
+    x, y = (both - mean) * torch.rsqrt(variance + eps)
+    return x, y
+
+
+def forward_backward_mask(
+    flow: Float[Tensor, "b 2 h w"],
+    flow_reverse: Float[Tensor, "b 2 h w"],
+    alpha1: float = 0.01,
+    alpha2: float = 0.5,
+) -> Bool[Tensor, "b 1 h w"]:
+    """True where a pixel is seen in both frames: there the flow and the reverse flow at its end cancel out.
+
+    |f + b(f)|^2 < alpha1 (|f|^2 + |b(f)|^2) + alpha2 (Sundaram et al., 2010; UnFlow and ARFlow for the numbers), where
+    b is 0 outside of the other frame. Carries no gradient.
+
+    Args:
+        flow: from this frame to the other, in pixels.
+        flow_reverse: from the other frame to this one, on the other frame's grid.
+    """
+    with torch.no_grad():
+        back = warp(flow_reverse, flow, padding="zeros")
+        bound = alpha1 * (flow.square() + back.square()).sum(dim=1, keepdim=True) + alpha2
+        return (flow + back).square().sum(dim=1, keepdim=True) < bound
+
+
+def range_map(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """How often each pixel of the target frame is hit when every pixel moves along the flow (Wang et al., 2018).
+
+    Each pixel spreads a weight of 1 bilinearly over the four pixels around its end; what falls outside is lost. A
+    pixel of frame t that the flow from t+1 to t does not hit (UFlow: below 0.5; DDFlow and ARFlow: 0.2) is not seen
+    in frame t+1. Carries no gradient.
+    """
+    with torch.no_grad():
+        b, _, h, w = flow.shape
+        x = torch.arange(w, device=flow.device, dtype=flow.dtype).view(1, 1, w) + flow[:, 0]
+        y = torch.arange(h, device=flow.device, dtype=flow.dtype).view(1, h, 1) + flow[:, 1]
+        hits = flow.new_zeros(b, h * w)
+        for row in (y.floor(), y.floor() + 1):
+            for column in (x.floor(), x.floor() + 1):
+                weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+                inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+                index = torch.where(inside, row * w + column, 0).long()
+                hits.scatter_add_(1, index.flatten(1), torch.where(inside, weight, 0).flatten(1))
+        return hits.view(b, 1, h, w)
+
+
+class LevelEstimator(nn.Module):
+    """The estimator of one level: 3 x 3 convolutions 128-128-96-64-32 times `factor`, then 2 channels of flow.
+
+    LeakyReLU 0.1 after each but the last, and before it the normalisation of the paper's Table 3: "layer" = LayerNorm
+    over the channels after each convolution but the last, "l2" = unit length before the last, "layer+l2", "none".
+    """
+
+    def __init__(self, channels: int, factor: float, norm: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (128, 128, 96, 64, 32):
+            width = round(width * factor)
+            convolution = nn.Conv2d(channels, width, 3, padding=1)
+            nn.init.kaiming_normal_(convolution.weight, a=0.1)
+            nn.init.zeros_(convolution.bias)
+            layers.append(convolution)
+            if "layer" in norm:
+                layers.append(LayerNorm2d(width, eps=1e-6))
+            layers.append(nn.LeakyReLU(0.1))
+            channels = width
+        self.body = nn.Sequential(*layers)
+        self.unit_length = "l2" in norm
+        self.last = nn.Conv2d(channels, 2, 3, padding=1)
+        # A first flow close to 0: random flows of a pixel already make the two directions disagree everywhere.
+        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
+        """Correlation, features, warped features and flow, stacked, to what is to be added to the flow."""
+        x = self.body(x)
+        return self.last(F.normalize(x, dim=1) if self.unit_length else x)
+
+
+class FlowEstimator(nn.Module):
+    """g of Eq. 1: one `LevelEstimator` for each level of a pyramid down to stride 4.
+
+    Args:
+        channels, strides: of the pyramid's levels, coarsest first; levels finer than stride 4 are left out.
+        factor: scales the widths (paper, Table 3: 1 has 2M parameters, 2, the default, has 8M).
+        norm: "none", "layer" (paper), "l2" or "layer+l2".
+        radius: of the correlation, in pixels of the level.
+        context: the number of channels that a 1 x 1 convolution brings each frame's features to, beside the
+            correlation, which sees all of them.
+        clip: the flow's largest value in x and y, in pixels of the image.
+
+    Raises:
+        ValueError: for an unknown norm.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        factor: float = 2.0,
+        norm: str = "layer",
+        radius: int = 4,
+        context: int = 16,
+        clip: float = 128.0,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"unknown estimator norm {norm!r}: choose one of {', '.join(NORMS)}")
+        self.strides = [stride for stride in strides if stride >= 4]
+        self.radius, self.clip = radius, clip
+        levels = len(self.strides)
+        self.projections = nn.ModuleList(nn.Conv2d(c, context, 1) for c in channels[:levels])
+        inputs = (2 * radius + 1) ** 2 + 2 * context + 2
+        self.levels = nn.ModuleList(LevelEstimator(inputs, factor, norm) for _ in self.strides)
+
+
+def estimate_flow_pyramid(
+    estimator: FlowEstimator,
+    source: list[Float[Tensor, "b _ _ _"]],
+    target: list[Float[Tensor, "b _ _ _"]],
+) -> list[Float[Tensor, "b 2 _ _"]]:
+    """Eq. 1, coarse to fine: the flow from source to target at each level of the estimator.
+
+    Both directions of a pair cost one pass: stack the frames, [1; 2] as the source and [2; 1] as the target.
+    (The paper moves the source's features forward; we sample the target's backward: the same set of terms, since all
+    losses take both directions.)
+
+    Args:
+        source, target: feature pyramids, coarsest first, of the frames that the flow starts and ends in.
+
+    Returns:
+        Flows on the source's grid, in pixels of their level, coarsest first, the last at stride 4.
+    """
+    flows: list[Tensor] = []
+    for level, stride in enumerate(estimator.strides):
+        x, y = standardise(source[level], target[level])
+        if flows:
+            flow = resize_flow(flows[-1], x.shape[2:])
+        else:
+            flow = x.new_zeros(x.shape[0], 2, *x.shape[2:])
+        y = warp(y, flow)
+        volume = F.leaky_relu(correlation(x, y, estimator.radius), 0.1)
+        project = estimator.projections[level]
+        update = estimator.levels[level](torch.cat((volume, project(x), project(y), flow), dim=1))
+        bound = estimator.clip / stride
+        flows.append((flow + update.to(flow.dtype)).clamp(-bound, bound))  # a bf16 update, added in float32
+    return flows

@@ -1,0 +1,274 @@
+"""The losses of MC-JEPA (Bardes, Ponce, LeCun, 2023), Eqs. 2 to 6 and VICReg: one pure function each.
+
+Every function stands alone. Copy one, with the import lines below, into your own project and it works there.
+That is why a few lines (the covariance through the Gram matrix, the masked mean) are repeated inside functions
+instead of being shared.
+
+Conventions: images are RGB in [0, 1]; a flow has channel 0 = x to the right, channel 1 = y down; sums over pixels
+and channels are means, so that a coefficient does not depend on the resolution. Statistics want float32 or float64:
+leave autocast before you call.
+"""
+
+from collections import namedtuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+def regression_loss(
+    target: Float[Tensor, "b c h w"],
+    warped: Float[Tensor, "b c h w"],
+    mask: Shaped[Tensor, "b 1 h w"] | None = None,
+) -> Float[Tensor, ""]:
+    """Eq. 2 at one level of the pyramid: the features of a frame against those of the other frame, warped onto it.
+
+    Args:
+        target: features of the frame on whose grid the flow lives.
+        warped: features of the other frame, warped by that flow.
+        mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
+
+    Returns:
+        The mean of the squared difference over the valid pixels and all channels; 0 where no pixel is valid.
+    """
+    squared = (target - warped).square()
+    if mask is None:
+        return squared.mean()
+    weight = mask.to(squared.dtype)
+    total_weight = (weight.sum() * squared.shape[1]).clamp(min=torch.finfo(squared.dtype).tiny)
+    return (weight * squared).sum() / total_weight
+
+
+def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-2 w-2"]:
+    """(1 - SSIM) / 2 over windows of 3 x 3 pixels with equal weights, clamped to [0, 1]; 0 where the images agree.
+
+    The form that is common in unsupervised flow and depth (C1 = 0.01^2, C2 = 0.03^2, images in [0, 1], no padding).
+    Wang et al. 2004 weight an 11 x 11 window by a Gaussian instead.
+
+    Raises:
+        RuntimeError: from torch, if an image is smaller than the window.
+    """
+    c1, c2 = 0.01**2, 0.03**2
+    mean_x, mean_y = F.avg_pool2d(x, 3, 1), F.avg_pool2d(y, 3, 1)
+    variance_x = F.avg_pool2d(x * x, 3, 1) - mean_x.square()
+    variance_y = F.avg_pool2d(y * y, 3, 1) - mean_y.square()
+    covariance = F.avg_pool2d(x * y, 3, 1) - mean_x * mean_y
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    denominator = (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
+    return ((1 - numerator / denominator) / 2).clamp(0, 1)
+
+
+def reconstruction_loss(
+    image: Float[Tensor, "b c h w"],
+    warped: Float[Tensor, "b c h w"],
+    mask: Shaped[Tensor, "b 1 h w"] | None = None,
+    l1: float = 1.0,
+    l2: float = 1.0,
+    ssim: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Eq. 3: a frame against the other frame, warped onto it: l1 |.| + l2 (.)^2 + ssim (1 - SSIM) / 2.
+
+    Args:
+        image: the frame on whose grid the flow lives, in [0, 1].
+        warped: the other frame, warped by that flow.
+        mask: bool, or weights >= 0. SSIM has no value on the outermost ring of pixels, so there it uses the mask
+            without that ring. None: every pixel counts.
+        l1, l2, ssim: the weights of the three parts; a part of weight 0 is not computed.
+
+    Returns:
+        The weighted sum of the three masked means (over valid pixels and channels); 0 where no pixel is valid.
+    """
+    difference = image - warped
+    parts = []  # (weight of the part, its value per pixel, the mask on its grid)
+    if l1:
+        parts.append((l1, difference.abs(), mask))
+    if l2:
+        parts.append((l2, difference.square(), mask))
+    if ssim:
+        c1, c2 = 0.01**2, 0.03**2
+        mean_x, mean_y = F.avg_pool2d(image, 3, 1), F.avg_pool2d(warped, 3, 1)
+        variance_x = F.avg_pool2d(image * image, 3, 1) - mean_x.square()
+        variance_y = F.avg_pool2d(warped * warped, 3, 1) - mean_y.square()
+        covariance = F.avg_pool2d(image * warped, 3, 1) - mean_x * mean_y
+        similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+            (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
+        )
+        parts.append((ssim, ((1 - similarity) / 2).clamp(0, 1), None if mask is None else mask[..., 1:-1, 1:-1]))
+
+    loss = difference.new_zeros(())
+    for weight_of_part, value, mask_of_part in parts:
+        if mask_of_part is None:
+            loss = loss + weight_of_part * value.mean()
+        else:
+            weight = mask_of_part.to(value.dtype)
+            total_weight = (weight.sum() * value.shape[1]).clamp(min=torch.finfo(value.dtype).tiny)
+            loss = loss + weight_of_part * (weight * value).sum() / total_weight
+    return loss
+
+
+def smoothness_loss(
+    flow: Float[Tensor, "b 2 h w"],
+    image: Float[Tensor, "b c h w"],
+    edge_weight: float = 10.0,
+    order: int = 1,
+) -> Float[Tensor, ""]:
+    """Eq. 4: differences of the flow between neighbours, forgiven where the image has an edge.
+
+    mean(exp(-edge_weight |dI/dx|) |d^n f/dx^n|) + the same over y, with n = `order`, and |dI/dx| the mean over the
+    image's channels. The paper's formula drops the bars around the image gradient; without them an edge from dark
+    to bright would be penalised and one from bright to dark would explode. ARFlow halves the sum, we do not; a
+    second difference takes the image's edge between its middle and its far pixel, as ARFlow does.
+
+    Args:
+        flow: in the unit that the coefficient of the loss belongs to. ARFlow's 75 belongs to the flow divided by
+            min(h, w): the caller scales.
+        image: the frame on whose grid the flow lives, in [0, 1].
+        edge_weight: lambda of Eq. 4.
+        order: 1 (a constant flow costs nothing) or 2 (an affine flow costs nothing).
+
+    Raises:
+        ValueError: if order is neither 1 nor 2.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"smoothness_loss: order must be 1 or 2, not {order}")
+    loss = flow.new_zeros(())
+    for axis in (3, 2):
+        weight = torch.exp(-edge_weight * image.diff(dim=axis).abs().mean(dim=1, keepdim=True))
+        weight = weight.narrow(axis, order - 1, weight.shape[axis] - order + 1)
+        loss = loss + (weight * flow.diff(n=order, dim=axis).abs()).mean()
+    return loss
+
+
+def cycle_consistency_loss(
+    features: Float[Tensor, "b c h w"],
+    cycled: Float[Tensor, "b c h w"],
+    mask: Shaped[Tensor, "b 1 h w"] | None = None,
+) -> Float[Tensor, ""]:
+    """Eq. 5 at one level of the pyramid: features against themselves after a warp there and back.
+
+    Args:
+        features: of one frame.
+        cycled: the same features, warped by the flow of one direction and then by the flow of the other.
+        mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
+
+    Returns:
+        The mean of the squared difference over the valid pixels and all channels; 0 where no pixel is valid.
+    """
+    squared = (features - cycled).square()
+    if mask is None:
+        return squared.mean()
+    weight = mask.to(squared.dtype)
+    total_weight = (weight.sum() * squared.shape[1]).clamp(min=torch.finfo(squared.dtype).tiny)
+    return (weight * squared).sum() / total_weight
+
+
+def variance_loss(x: Float[Tensor, "n d"], gamma: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
+    """The variance term of VICReg: mean over the variables of max(0, gamma - sqrt(var + eps)), var over n - 1.
+
+    Args:
+        x: n samples of d variables.
+        gamma: the standard deviation that each variable is held above.
+        eps: keeps the root differentiable where a variable is constant.
+
+    Raises:
+        ValueError: for fewer than two samples, which have no variance.
+    """
+    if x.shape[0] < 2:
+        raise ValueError(f"variance_loss: needs at least 2 samples, got {x.shape[0]}")
+    return F.relu(gamma - torch.sqrt(x.var(dim=0) + eps)).mean()
+
+
+def covariance_loss(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """The covariance term of VICReg: the squares of the off-diagonal entries of the covariance, summed, over d.
+
+    For n < d the d x d covariance C = X'X / (n - 1) is never formed: ||X'X|| = ||XX'|| (Frobenius), and its diagonal
+    is the variance, so the sum is ||XX'||^2 / (n - 1)^2 - sum(var^2), at O(min(n, d) n d).
+
+    Args:
+        x: n samples of d variables.
+
+    Raises:
+        ValueError: for fewer than two samples, which have no covariance.
+    """
+    n, d = x.shape
+    if n < 2:
+        raise ValueError(f"covariance_loss: needs at least 2 samples, got {n}")
+    x = x - x.mean(dim=0)
+    product = x @ x.T if n < d else x.T @ x
+    variance = x.square().sum(dim=0) / (n - 1)
+    return ((product / (n - 1)).square().sum() - variance.square().sum()) / d
+
+
+def variance_covariance_loss(
+    features: Float[Tensor, "b c h w"],
+    variance_weight: float,
+    covariance_weight: float,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+) -> Float[Tensor, ""]:
+    """Eq. 6 at one level of the pyramid: VICReg's variance and covariance terms that keep the features apart.
+
+    The b * h * w positions are the samples, the channels are the variables.
+
+    Args:
+        features: of one level, both frames stacked along b.
+        variance_weight, covariance_weight: the level's coefficients; a term of weight 0 is not computed.
+        gamma, eps: as in `variance_loss`.
+
+    Returns:
+        variance_weight * variance term + covariance_weight * covariance term.
+
+    Raises:
+        ValueError: for fewer than two positions.
+    """
+    x = features.permute(0, 2, 3, 1).flatten(0, 2)
+    n, d = x.shape
+    if n < 2:
+        raise ValueError(f"variance_covariance_loss: needs at least 2 positions, got {n}")
+    x = x - x.mean(dim=0)
+    variance = x.square().sum(dim=0) / (n - 1)
+    loss = variance_weight * F.relu(gamma - torch.sqrt(variance + eps)).mean()
+    if covariance_weight:
+        product = x @ x.T if n < d else x.T @ x  # the same sum of squares; see `covariance_loss`
+        off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()
+        loss = loss + covariance_weight * off_diagonal / d
+    return loss
+
+
+def vicreg_loss(
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d"],
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    *,
+    # Made once, here, and not above the function, so that the function still works when it is copied alone.
+    _terms: type = namedtuple("VICRegTerms", "invariance variance covariance"),  # noqa: B008, PYI024
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """VICReg (Bardes, Ponce, LeCun, 2022) on the embeddings of two views; the caller weighs the terms (25, 25, 1).
+
+    As the official code: the mean squared difference; the variance term averaged over the two views; the covariance
+    term summed over them. In several processes gather x and y, with gradients, before the call.
+
+    Args:
+        x, y: n embeddings of d dimensions, row i of both from the same image.
+        gamma, eps: as in `variance_loss`.
+
+    Returns:
+        A named tuple (invariance, variance, covariance), unweighted.
+
+    Raises:
+        ValueError: for fewer than two samples.
+    """
+    n, d = x.shape
+    if n < 2:
+        raise ValueError(f"vicreg_loss: needs at least 2 samples, got {n}")
+    variance_term, covariance_term = x.new_zeros(()), x.new_zeros(())
+    for z in (x, y):
+        z = z - z.mean(dim=0)
+        variance = z.square().sum(dim=0) / (n - 1)
+        variance_term = variance_term + F.relu(gamma - torch.sqrt(variance + eps)).mean() / 2
+        product = z @ z.T if n < d else z.T @ z  # the same sum of squares; see `covariance_loss`
+        off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()
+        covariance_term = covariance_term + off_diagonal / d
+    return _terms(F.mse_loss(x, y), variance_term, covariance_term)

@@ -1,0 +1,485 @@
+"""Train MC-JEPA: optical flow from video (M-JEPA) and content features from images (VICReg), both without labels.
+
+    python train.py pocket                                             # 2 CPU cores, minutes, embedded data
+    torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
+    torchrun --nproc_per_node=8 train.py --video-dir VIDEOS --image-dir IMAGES
+    python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on one's own clip
+    python train.py pocket --resume                                    # go on where the run stopped
+
+The first word may name a preset (paper, pocket); every flag overrides it. A run writes into --output-dir: checkpoint.pt,
+config.json, environment.json, metrics.jsonl, tensorboard/ and pictures/.
+"""
+
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+# Threads of an OpenMP team that wait by spinning steal the core that a data worker needs. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torchvision
+import tyro
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from data import FlowAugmentation, ImageFiles, ShapeImages, ShapePairs, TwoViews, VideoPairs, make_loader
+from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, shapes_pairs, write_picture
+from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint
+
+IMAGENET_SIZE = 1_281_167
+"""An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
+HARMLESS = ("output_dir", "resume", "init", "max_steps", "workers", "log_every", "checkpoint_every", "validation_pairs")
+"""Fields of `Config` that may differ when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on. The label in brackets tells where a default comes from."""
+
+    task: Literal["mcjepa", "mjepa", "vicreg"] = "mcjepa"
+    """Both tasks, flow only (M-JEPA), or content only (VICReg)."""
+    video_dir: Path | None = None
+    """A folder tree of clips (folders of frames, video files), or one video file; without it MovingShapes."""
+    image_dir: Path | None = None
+    """A folder tree of images; without it single frames of MovingShapes."""
+    output_dir: Path = Path("runs/paper")
+    """Everything that the run writes."""
+    resume: Path | None = None
+    """Go on from this checkpoint, exactly; `--resume` alone: from that of --output-dir."""
+    init: Path | None = None
+    """Start a new run from the weights of this checkpoint."""
+    backbone: Path | None = None
+    """Start the encoder from a torchvision state dict."""
+    seed: int = 0
+    """Of the weights, the order of the data and the augmentations."""
+    workers: int = 8
+    """Loader processes per task and process; 0: load in the training process."""
+
+    epochs: int = 100
+    """(paper)"""
+    steps_per_epoch: int | None = None
+    """None: one pass over the images (paper); for flow only, over the video pairs."""
+    max_steps: int | None = None
+    """Stop after so many steps in all; the schedules stay those of --epochs."""
+    flow_start_epoch: float = 10.0
+    """The content task trains alone until then (paper). Flow only starts at once."""
+    image_batch: int = 384
+    """Images per step over all processes (second-hand)."""
+    video_batch: int = 8
+    """Video pairs per step over all processes (second-hand)."""
+    image_size: int = 224
+    """Side of the two views (paper)."""
+    crop: tuple[int, int] = (384, 832)
+    """Height and width of the video crops (field)."""
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Range of a random resizing of the frames before the crop."""
+    frame_strides: tuple[int, ...] = (1,)
+    """Distances in frames between the two of a pair."""
+
+    learning_rate: float = 3e-4
+    """Of encoder and expander (second-hand)."""
+    estimator_learning_rate: float = 1e-4
+    """(second-hand)"""
+    weight_decay: float = 1e-6
+    """AdamW's (second-hand)."""
+    warmup_epochs: float = 10.0
+    """Linear warm-up of the learning rates, then a cosine to 0 (field: VICReg)."""
+    clip_gradient: float = 1.0
+    """Largest norm of the gradient of all parameters (field)."""
+    regularisation_warmup_epochs: float = 1.0
+    """Eq. 6 grows linearly for so long from the flow start (second-hand)."""
+    mask_warmup_epochs: float = 1.0
+    """Occlusion masks are on from so long after the flow start (field: untrained flows mask everything)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on a GPU that has it, else float32."""
+
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; one more after each epoch."""
+    validation_pairs: int = 40
+    """Unseen MovingShapes pairs that the flow is measured on after each epoch."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+PRESETS = {
+    "paper": Config(),
+    "pocket": Config(
+        output_dir=Path("runs/pocket"),
+        workers=0,
+        epochs=8,
+        steps_per_epoch=100,
+        flow_start_epoch=0,
+        image_batch=32,
+        video_batch=8,
+        image_size=64,
+        crop=(128, 128),
+        learning_rate=1e-3,
+        estimator_learning_rate=1e-3,
+        warmup_epochs=0.5,
+        mask_warmup_epochs=3,
+        model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(512, 512, 512)),
+        loss=LossConfig(smoothness=5, variance=(1.0,) * 6, covariance=(0.04,) * 6, flow_balance=1.0),
+    ),
+}
+
+
+def read_config(arguments: list[str]) -> Config:
+    """The command line: a preset's name, if the first word is one, then flags (tyro prints the help)."""
+    preset = "paper"
+    if arguments and not arguments[0].startswith("-"):
+        preset, *arguments = arguments
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}, or begin with a flag")
+    # `--resume` without a value: tyro has no flag whose value may be left out.
+    for place, word in enumerate(arguments):
+        if word == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
+            arguments = [*arguments[: place + 1], "auto", *arguments[place + 1 :]]
+    config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
+    if config.resume == Path("auto"):
+        config = replace(config, resume=config.output_dir / "checkpoint.pt")
+    return config
+
+
+def as_json(config: Config) -> dict:
+    """The configuration in JSON's own types, as it stands in checkpoints and config.json."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def check(config: Config, world: int) -> None:
+    """Raises ValueError, in one line, for a configuration that cannot run, before anything is written."""
+    for name, batch in (("image", config.image_batch), ("video", config.video_batch)):
+        if batch % world:
+            raise ValueError(f"--{name}-batch {batch} cannot be spread over {world} processes: take a multiple of {world}")
+    if config.task != "mjepa" and config.image_batch < 2:
+        raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
+    if config.resume and config.init:
+        raise ValueError("--resume continues a run, --init starts a new one: give one of them")
+    if config.resume is None and (config.output_dir / "checkpoint.pt").exists():
+        raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
+    if config.steps_per_epoch is not None and config.steps_per_epoch < 1 or config.epochs < 1:
+        raise ValueError("--epochs and --steps-per-epoch must be at least 1")
+
+
+def open_sources(config: Config) -> tuple[tuple[Dataset, object], tuple[Dataset, object]]:
+    """(data set, transform) of the video pairs and of the images."""
+    if config.video_dir is None:
+        video = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), v2.ToDtype(torch.float32, scale=True)
+    else:
+        video = (
+            VideoPairs(config.video_dir, config.frame_strides),
+            FlowAugmentation(config.crop, config.crop_scale),
+        )
+    side = config.image_size
+    if config.image_dir is None:
+        images = ShapeImages(IMAGENET_SIZE, (side, side), seed=config.seed + 1)
+    else:
+        images = ImageFiles(config.image_dir)
+    return video, (images, TwoViews(side))
+
+
+def schedule(config: Config, epoch: float) -> float:
+    """The factor of the learning rates: a linear warm-up, then a cosine to 0 at the last epoch."""
+    if epoch < config.warmup_epochs:
+        return epoch / config.warmup_epochs
+    done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def write_atomically(path: Path, write) -> None:
+    """`write(temporary)`, then rename: whoever reads the path finds the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def random_states() -> dict:
+    """The generators of torch, Python and NumPy, in types that `weights_only=True` can read."""
+    kind, keys, *rest = np.random.get_state()
+    return {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, keys.tolist(), *rest)}
+
+
+def restore_random_states(states: dict) -> None:
+    """The inverse of `random_states`."""
+    torch.set_rng_state(states["torch"])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+
+
+def load_parts(model: MCJEPA, path: Path) -> None:
+    """`--init`: the weights of every part that checkpoint and model have in common (a task may lack one)."""
+    state = load_checkpoint(path)["model"]
+    parts = {key.split(".")[0] for key in model.state_dict()}
+    try:
+        missing = model.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in parts}, strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"--init {path}: another configuration of the model ({reason})") from error
+    absent = {key.split(".")[0] for key in missing.missing_keys}
+    if missing.unexpected_keys or absent & {key.split(".")[0] for key in state}:
+        raise ValueError(f"--init {path}: another configuration of the model (encoder or sizes differ)")
+    print(f"weights from {path}" + (f"; it has no {' and no '.join(sorted(absent))}: starts anew" if absent else ""))
+
+
+def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> int:
+    """`--resume`: model, optimizer and random states as they were; returns the number of steps done."""
+    checkpoint = load_checkpoint(config.resume)
+    old, new = checkpoint["config"], as_json(config)
+    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
+    if differing:
+        told = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
+        raise ValueError(f"--resume {config.resume}: another configuration ({told}); to start a new run from it, --init")
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    restore_random_states(checkpoint["random"])
+    return checkpoint["step"]
+
+
+def environment(world: int, device: torch.device) -> dict:
+    """What the numbers of a run may depend on besides its configuration."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "processes": world,
+    }
+
+
+class Log:
+    """Where the numbers and pictures of a run go; silent on every process but the first."""
+
+    def __init__(self, config: Config, start: int, total: int, main: bool) -> None:
+        self.main, self.folder = main, config.output_dir
+        if not main:
+            return
+        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+        self.metrics = self.folder / "metrics.jsonl"
+        if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
+            lines = [line for line in self.metrics.read_text().splitlines(True) if json.loads(line)["step"] <= start]
+            write_atomically(self.metrics, lambda path: path.write_text("".join(lines)))
+        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start)
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        if self.main:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps({"step": step} | numbers) + "\n")
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, step: int, image: Tensor) -> None:
+        """A PNG in pictures/, and the same to TensorBoard."""
+        if self.main:
+            write_picture(self.folder / "pictures" / f"{name}.png", image)
+            self.writer.add_image("flow", image, step)
+
+    def close(self) -> None:
+        if self.main:
+            self.bar.close()
+            self.writer.close()
+
+
+def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int, epoch: int) -> None:
+    """On the first process: the flow on unseen MovingShapes, and pictures of the flow of a few pairs."""
+    if not log.main or model.estimator is None:
+        return
+    model.eval()
+    if config.video_dir is None and config.validation_pairs:
+        result = evaluate_flow_on_shapes(model, config.validation_pairs, config.crop)
+        log.write(step, {f"validation/{name}": value for name, value in result.items()})
+        log.bar.write(
+            f"epoch {epoch}: end-point error {result['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes "
+            f"pairs (zero flow {result['epe_zero']:.2f})"
+        )
+    device = next(model.parameters()).device
+    figures = []
+    for image_1, image_2, truth in pairs:
+        flow = model.estimate_flow(image_1[None].to(device), image_2[None].to(device))[0].cpu()
+        figures.append(flow_figure(image_1, image_2, flow, truth))
+    log.picture(f"epoch_{epoch:03d}", step, torch.cat(figures, dim=1))
+    model.train()
+
+
+def train(config: Config) -> None:
+    """One run, from the sources of data to the last checkpoint."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    main = rank == 0
+    check(config, world)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    (videos, video_transform), (images, image_transform) = open_sources(config)
+    learn_flow, learn_content = config.task != "vicreg", config.task != "mjepa"
+    bfloat16 = config.precision == "bfloat16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+
+    # The model and its optimizer; the estimator has a learning rate apart.
+    torch.manual_seed(config.seed)
+    model = MCJEPA(config.model, config.loss, config.task, config.backbone)
+    if config.init:
+        load_parts(model, config.init)
+    model.to(device)
+    parts = {name: [*part.parameters()] for name, part in model.named_children()}
+    rates = {name: config.estimator_learning_rate if name == "estimator" else config.learning_rate for name in parts}
+    groups = [{"params": parameters, "name": name} for name, parameters in parts.items()]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    start = resume(config, model, optimizer) if config.resume else 0
+
+    # An epoch is one pass over the images; positions count steps, so that a run can stop and go on anywhere.
+    per_epoch = config.steps_per_epoch or max(
+        len(images) // config.image_batch if learn_content else len(videos) // config.video_batch, 1
+    )
+    total = config.epochs * per_epoch
+    last = min(total, config.max_steps or total)
+    flow_start = round(config.flow_start_epoch * per_epoch) if learn_content else 0
+    regularised_from, masked_from = (
+        max(round(warmup * per_epoch), 1) for warmup in (config.regularisation_warmup_epochs, config.mask_warmup_epochs)
+    )
+
+    def loader(dataset, transform, batch, step):
+        return make_loader(dataset, transform, batch // world, config.seed, rank, world, step, config.workers)
+
+    if world > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    log = Log(config, start, last, main)
+    if main:
+        for name, content in (("config", as_json(config)), ("environment", environment(world, device))):
+            text = json.dumps(content, indent=2) + "\n"
+            write_atomically(config.output_dir / f"{name}.json", lambda path, text=text: path.write_text(text))
+
+    def save(step: int) -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "random": random_states(),
+            "config": as_json(config),
+        }
+        if main:
+            write_atomically(config.output_dir / "checkpoint.pt", lambda path: torch.save(state, path))
+
+    if not learn_flow:
+        pairs = []
+    elif config.video_dir is None:
+        pairs = [(p.image_1[0], p.image_2[0], p.flow[0]) for p in shapes_pairs(3, config.crop, UNSEEN_SEED)]
+    else:
+        seeded = loader(videos, video_transform, config.video_batch, 0).dataset
+        pairs = [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
+
+    image_batches = iter(loader(images, image_transform, config.image_batch, start)) if learn_content else None
+    video_batches, parallel = None, model
+    since, seen = time.perf_counter(), start
+    for step in range(start, last):
+        flow_steps = step - flow_start
+        if learn_flow and video_batches is None and flow_steps >= 0:
+            video_batches = iter(loader(videos, video_transform, config.video_batch, flow_steps))
+        if step == start or flow_steps == 0:
+            # Until the flow starts, the estimator gets no gradient, and DDP must not wait for one: wrap anew.
+            if model.estimator is not None:
+                model.estimator.requires_grad_(flow_steps >= 0)
+            if world > 1:
+                parallel = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+        factor = schedule(config, (step + 1) / per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * rates[group["name"]]
+
+        video = [x.to(device, non_blocking=True) for x in next(video_batches)] if video_batches else None
+        views = [x.to(device, non_blocking=True) for x in next(image_batches)] if image_batches else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            losses = parallel(
+                video=tuple(video) if video else None,
+                views=tuple(views) if views else None,
+                masks=flow_steps >= masked_from,
+                regularisation=min((flow_steps + 1) / regularised_from, 1.0),
+            )
+        if not math.isfinite(losses.total.item()):
+            bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
+            raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norms = {
+            name: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            for name, parameters in parts.items()
+        }
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+        optimizer.step()
+
+        done = step + 1
+        if main:
+            log.bar.update()
+        if done % config.log_every == 0 or done == last:
+            seconds = (time.perf_counter() - since) / (done - seen)
+            since, seen = time.perf_counter(), done
+            numbers = {"epoch": done / per_epoch, "total": losses.total.item(), "learning_rate_factor": factor}
+            numbers |= {f"loss/{name}": value.item() for name, value in losses.unweighted.items()}
+            numbers |= {f"weighted/{name}": value.item() for name, value in losses.weighted.items()}
+            numbers |= {name: value.item() for name, value in losses.monitor.items()}
+            numbers |= {f"gradient_norm/{name}": value.item() for name, value in norms.items()}
+            numbers |= {"pairs_per_second": config.video_batch / seconds if video else 0.0}
+            numbers |= {"images_per_second": config.image_batch / seconds if views else 0.0}
+            log.write(done, numbers)
+            if main:
+                shown = ("reconstruction", "regression", "invariance", "variance")
+                terms = {name[:3]: f"{losses.unweighted[name]:.3f}" for name in shown if name in losses.unweighted}
+                rate = f"{numbers['pairs_per_second']:.0f} pairs/s {numbers['images_per_second']:.0f} img/s"
+                log.bar.set_postfix_str(" ".join(f"{k} {v}" for k, v in terms.items()) + f" {rate}")
+        epoch_ends = done % per_epoch == 0 or done == last
+        if epoch_ends or done % config.checkpoint_every == 0:
+            save(done)
+        if epoch_ends:
+            end_of_epoch(config, model, pairs, log, done, math.ceil(done / per_epoch))
+    log.close()
+    if main:
+        print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """The command line. A user's mistake ends in one line and exit code 1."""
+    try:
+        config = read_config(sys.argv[1:])
+        if config.video_dir is None or config.image_dir is None:
+            missing = [n for n, p in (("--video-dir", config.video_dir), ("--image-dir", config.image_dir)) if p is None]
+            if int(os.environ.get("RANK", 0)) == 0:
+                print(f"no {' and no '.join(missing)}: training on MovingShapes, the embedded data, in its place")
+        train(config)
+    except (ValueError, OSError) as error:
+        # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.
+        line = str(error).strip().splitlines()[-1]
+        print("error:", line.removeprefix("ValueError: ").removeprefix("FileNotFoundError: "), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
