@@ -89,13 +89,13 @@ def _textures(count: int = 48) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     bank = []
     for i in range(count):
-        if i % 4 == 0:
-            color = _noise(rng, rng.uniform(0.8, 1.5), 3)
+        if i % 2 == 0:
+            color = _noise(rng, rng.uniform(1.1, 2.0), 3)
             texture = color + 2 * color.mean(axis=2, keepdims=True)
         else:
-            texture = (_dead_leaves, _dead_leaves, (_two_tones, _cells)[i // 4 % 2])[i % 4 - 1](rng)
-        texture = texture + rng.uniform(0.1, 0.35) * texture.std() * _noise(rng, rng.uniform(0.3, 1.0))
-        texture = cv2.GaussianBlur(texture, (0, 0), 0.5)  # an edge spans a pixel, as a camera's does
+            texture = (_dead_leaves, _dead_leaves, (_two_tones, _cells)[i // 8 % 2])[i // 2 % 3](rng)
+        texture = texture + rng.uniform(0.02, 0.2) * texture.std() * _noise(rng, rng.uniform(0.5, 1.0))
+        texture = cv2.GaussianBlur(texture, (0, 0), 0.4)  # an edge spans a pixel, as a camera's does
         bank.append(np.clip(128 + 50 * (texture - texture.mean()) / texture.std(), 0, 255).astype(np.uint8))
     return bank
 
@@ -279,7 +279,7 @@ class MovingShapes(Dataset):
             textures=[_textures()[i] for i in rng.integers(0, len(_textures()), n)],
             texture_maps=_affine(
                 rng.uniform(0, TEXTURE_SIZE, (n, 2)),
-                rng.uniform(0.4, 1.2, (n, 1)) * [1, 1],
+                rng.uniform(0.5, 1.9, (n, 1)) * [1, 1],
                 rng.uniform(0, 2 * np.pi, n),
             ),
             colors=_random_colors(rng, n),
@@ -301,7 +301,7 @@ class MovingShapes(Dataset):
         n, t = len(radius), self.frames
         longest = max(self.max_motion * min(self.size), 1e-6)
         shortest = min(0.3, longest)
-        shift = shortest * (longest / shortest) ** (rng.random(n) ** 0.6)
+        shift = shortest * (longest / shortest) ** (rng.random(n) ** 0.8)
         turn, growth = 0.3 * longest * rng.random((2, n, 1)) ** 2 * rng.choice((-1, 1), (2, n, 1)) / radius[:, None]
         growth = np.clip(growth, -1 / t, 1 / t)  # a long clip does not end in specks and giants
         if rng.random() < 1 / 6:
@@ -347,14 +347,13 @@ class MovingShapes(Dataset):
         h, w = self.size
         x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
         moves = scene.to_pixel[:, target] @ scene.from_pixel[:, source]
+        frame = slice(0, h), slice(0, w)
         for layer, move in enumerate(moves):
-            window = _window(
-                scene.to_pixel[layer, source, :2, 2], scene.reach[layer, source], (slice(0, h), slice(0, w))
-            )
+            window = _window(scene.to_pixel[layer, source, :2, 2], scene.reach[layer, source], frame)
             if window is None:
                 continue
             rows, columns = window
-            mine = labels[window] == layer
+            mine = labels[window] == layer if layer else True  # shapes overwrite the background's flow
             for channel, (a, b, c) in enumerate((move[:2] - np.eye(2, 3)).astype(np.float32)):
                 np.copyto(flow[channel][window], (a * x[columns] + c) + b * y[rows], where=mine)
             back = scene.to_pixel[layer, source] @ scene.from_pixel[layer, target]
@@ -449,12 +448,11 @@ def _video_frame(path: Path, index: int) -> Tensor:
     if not 0 <= ahead < 10:  # seeking costs more than reading on: it starts at the last key frame
         video.set(cv2.CAP_PROP_POS_FRAMES, index)
         ahead = 0
-    readable = all(video.grab() for _ in range(ahead + 1))
-    readable, frame = video.retrieve() if readable else (False, None)
+    for _ in range(ahead):
+        video.grab()
+    readable, frame = video.read()
     if not readable:
-        raise ValueError(
-            f"{path}: frame {index} cannot be decoded; convert the video or extract its frames to a folder"
-        )
+        raise ValueError(f"{path}: frame {index} cannot be decoded; convert the video, or use its frames as a folder")
     return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
 
 

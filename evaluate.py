@@ -38,7 +38,7 @@ from torch import Tensor
 from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
-from data import MovingShapes, count_video_frames, load_image, read_video_frames
+from data import MovingShapes, VideoPairs, load_image
 from flow import resize_flow, warp
 from mcjepa import MCJEPA, load_model
 
@@ -149,7 +149,7 @@ class Pair(NamedTuple):
     name: str
     image_1: Tensor
     image_2: Tensor
-    truth: Tensor
+    flow: Tensor
     valid: Tensor
 
 
@@ -364,8 +364,8 @@ def measure(pair: Pair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], d
     start = time.perf_counter()
     flow = method(pair.image_1, pair.image_2)
     seconds = time.perf_counter() - start
-    epe = end_point_error(flow, pair.truth, pair.valid).item()
-    return flow, {"epe": epe, "f1_all": f1_all(flow, pair.truth, pair.valid).item(), "seconds": seconds}
+    epe = end_point_error(flow, pair.flow, pair.valid).item()
+    return flow, {"epe": epe, "f1_all": f1_all(flow, pair.flow, pair.valid).item(), "seconds": seconds}
 
 
 def summarise(scenes: list[dict], method: str) -> dict[str, float]:
@@ -465,7 +465,7 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
     for pair in tqdm(pairs, total=count, desc="flow", unit="pair", disable=None):
         flows_and_numbers = {name: measure(pair, each) for name, each in methods.items()}
         if len(scenes) < config.pictures:
-            figure = flow_figure(pair.image_1[0], pair.image_2[0], flows_and_numbers[label][0][0], pair.truth[0])
+            figure = flow_figure(pair.image_1[0], pair.image_2[0], flows_and_numbers[label][0][0], pair.flow[0])
             write_picture(config.output_dir / f"{pair.name}.png", figure)
         numbers = {name: numbers for name, (_, numbers) in flows_and_numbers.items()}
         scenes.append({"name": pair.name, "pixels": int(pair.valid.sum())} | numbers)
@@ -509,33 +509,26 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> None:
     path, folder = config.video, config.output_dir
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video")
-    count = min(count_video_frames(path), config.max_frames or sys.maxsize)
-    if count < 2:
-        raise ValueError(f"{path}: not a video, or one of fewer than two frames")
+    pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
+    count = min(len(pairs), (config.max_frames or sys.maxsize) - 1)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0
-    pictured = set(np.linspace(0, count - 2, min(config.pictures, count - 1)).round().astype(int))
-    frame, scale, writer = _video_frame(path, 0), 1.0, cv2.VideoWriter()
+    pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
+    scale, frame, writer = 1.0, pairs[0][0], cv2.VideoWriter()
     height, width = frame.shape[-2] // 2 * 2, frame.shape[-1] // 2 * 2  # the codec takes even sizes only
     with replacing(folder / f"{path.stem}_flow.mp4") as temporary:
         if not writer.open(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (2 * width, height)):
             raise ValueError(f"{folder}: OpenCV cannot write an mp4 video here")
-        for index in tqdm(range(count - 1), desc="flow", unit="frame", disable=None):
-            following = _video_frame(path, index + 1)
-            flow = method(frame, following)
+        for index in tqdm(range(count), desc="flow", unit="frame", disable=None):
+            frame, following = pairs[index]
+            flow = method(frame[None], following[None])[0]
             # Colours may not flicker: the scale grows at once and fades slowly.
-            scale = max(colour_scale(flow[0]), 0.95 * scale)
-            sides = [panel[:, :height, :width] for panel in (to_uint8(frame[0]), flow_colours(flow[0], scale))]
+            scale = max(colour_scale(flow), 0.95 * scale)
+            sides = [panel[:, :height, :width] for panel in (to_uint8(frame), flow_colours(flow, scale))]
             writer.write(cv2.cvtColor(_to_numpy(torch.cat(sides, dim=2)), cv2.COLOR_RGB2BGR))
             if index in pictured:
-                figure = flow_figure(frame[0], following[0], flow[0])
-                write_picture(folder / f"{path.stem}_{index:05d}.png", figure)
-            frame = following
+                write_picture(folder / f"{path.stem}_{index:05d}.png", flow_figure(frame, following, flow))
         writer.release()
-    print(f"flow of {count - 1} frames: {folder / f'{path.stem}_flow.mp4'}")
-
-
-def _video_frame(path: Path, index: int) -> Float[Tensor, "1 3 h w"]:
-    return read_video_frames(path, [index])[0][None].float() / 255
+    print(f"flow of {count} frames: {folder / f'{path.stem}_flow.mp4'}")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ flow from frame t to t+1 lives on the grid of frame t: the point p of frame t is
     flows = estimate_flow_pyramid(estimator, pyramid_1, pyramid_2)   # from frame 1 to frame 2, coarsest first
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,6 +86,7 @@ def standardise(
     the correlation carries mostly the channels' means, and nothing is learned.
     """
     both = torch.stack((x, y))
+    both = both.to(torch.promote_types(both.dtype, torch.float32))  # the variance of bf16 numbers is not worth much
     variance, mean = torch.var_mean(both, dim=(0, 3, 4), keepdim=True, correction=0)
     x, y = (both - mean) * torch.rsqrt(variance + eps)
     return x, y
@@ -99,7 +101,8 @@ def forward_backward_mask(
     """True where a pixel is seen in both frames: there the flow and the reverse flow at its end cancel out.
 
     |f + b(f)|^2 < alpha1 (|f|^2 + |b(f)|^2) + alpha2 (Sundaram et al., 2010; UnFlow and ARFlow for the numbers), where
-    b is 0 outside of the other frame. Carries no gradient.
+    b is 0 outside of the other frame: a pixel that leaves it is occluded, unless it does so by less than sqrt(alpha2).
+    Carries no gradient.
 
     Args:
         flow: from this frame to the other, in pixels.
@@ -156,7 +159,7 @@ class LevelEstimator(nn.Module):
         self.unit_length = "l2" in norm
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
         # A first flow close to 0: random flows of a pixel already make the two directions disagree everywhere.
-        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.normal_(self.last.weight, std=0.03)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
@@ -222,12 +225,12 @@ def estimate_flow_pyramid(
     flows: list[Tensor] = []
     for level, stride in enumerate(estimator.strides):
         x, y = standardise(source[level], target[level])
-        if flows:
-            flow = resize_flow(flows[-1], x.shape[2:])
-        else:
-            flow = x.new_zeros(x.shape[0], 2, *x.shape[2:])
+        size = x.shape[2:]
+        flow = resize_flow(flows[-1], size) if flows else x.new_zeros(x.shape[0], 2, *size)
         y = warp(y, flow)
-        volume = F.leaky_relu(correlation(x, y, estimator.radius), 0.1)
+        # The mean of c products of standardised, unrelated features deviates by 1 / sqrt(c). Brought to 1, the
+        # correlation weighs as much as the estimator's other inputs, and learning is much faster.
+        volume = F.leaky_relu(correlation(x, y, estimator.radius) * math.sqrt(x.shape[1]), 0.1)
         project = estimator.projections[level]
         update = estimator.levels[level](torch.cat((volume, project(x), project(y), flow), dim=1))
         bound = estimator.clip / stride

@@ -1,11 +1,11 @@
 """MC-JEPA: one encoder, two tasks. Optical flow of video pairs (M-JEPA) and VICReg on two views of images.
 
-    model = MCJEPA()                                        # ConvNeXt-T, estimator of 8M, expander 8192-8192-8192
-    losses = model(video=(image_1, image_2), views=(view_1, view_2))
-    losses.total.backward()                                 # Eq. 7
-    flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w), pixels, any size
+model = MCJEPA()                                        # ConvNeXt-T, estimator of 8M, expander 8192-8192-8192
+losses = model(video=(image_1, image_2), views=(view_1, view_2))
+losses.total.backward()                                 # Eq. 7
+flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w), pixels, any size
 
-    model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
+model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
 """
 
 import pickle

@@ -6,8 +6,8 @@
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on one's own clip
     python train.py pocket --resume                                    # go on where the run stopped
 
-The first word may name a preset (paper, pocket); every flag overrides it. A run writes into --output-dir: checkpoint.pt,
-config.json, environment.json, metrics.jsonl, tensorboard/ and pictures/.
+The first word may name a preset (paper, pocket); every flag overrides it. A run writes into --output-dir:
+checkpoint.pt, config.json, environment.json, metrics.jsonl, tensorboard/ and pictures/.
 """
 
 import json
@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data import FlowAugmentation, ImageFiles, ShapeImages, ShapePairs, TwoViews, VideoPairs, make_loader
@@ -124,19 +123,27 @@ PRESETS = {
     "pocket": Config(
         output_dir=Path("runs/pocket"),
         workers=0,
-        epochs=8,
+        epochs=11,
         steps_per_epoch=100,
-        flow_start_epoch=0,
-        image_batch=32,
-        video_batch=8,
+        flow_start_epoch=0.0,
+        image_batch=16,
+        video_batch=4,
         image_size=64,
         crop=(128, 128),
         learning_rate=1e-3,
         estimator_learning_rate=1e-3,
-        warmup_epochs=0.5,
-        mask_warmup_epochs=3,
-        model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(512, 512, 512)),
-        loss=LossConfig(smoothness=5, variance=(1.0,) * 6, covariance=(0.04,) * 6, flow_balance=1.0),
+        warmup_epochs=0.3,
+        mask_warmup_epochs=5.0,
+        model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(256, 256, 256)),
+        loss=LossConfig(
+            flow_balance=4.0,
+            smoothness=2.5,
+            regression=0.05,
+            cycle=0.02,
+            variance=(0.02,) * 6,
+            covariance=(0.001,) * 6,
+            vicreg_invariance=10.0,
+        ),
     ),
 }
 
@@ -167,7 +174,7 @@ def check(config: Config, world: int) -> None:
     """Raises ValueError, in one line, for a configuration that cannot run, before anything is written."""
     for name, batch in (("image", config.image_batch), ("video", config.video_batch)):
         if batch % world:
-            raise ValueError(f"--{name}-batch {batch} cannot be spread over {world} processes: take a multiple of {world}")
+            raise ValueError(f"--{name}-batch {batch} cannot be spread over {world} processes: take a multiple")
     if config.task != "mjepa" and config.image_batch < 2:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
     if config.resume and config.init:
@@ -181,7 +188,7 @@ def check(config: Config, world: int) -> None:
 def open_sources(config: Config) -> tuple[tuple[Dataset, object], tuple[Dataset, object]]:
     """(data set, transform) of the video pairs and of the images."""
     if config.video_dir is None:
-        video = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), v2.ToDtype(torch.float32, scale=True)
+        video = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
     else:
         video = (
             VideoPairs(config.video_dir, config.frame_strides),
@@ -193,6 +200,11 @@ def open_sources(config: Config) -> tuple[tuple[Dataset, object], tuple[Dataset,
     else:
         images = ImageFiles(config.image_dir)
     return video, (images, TwoViews(side))
+
+
+def as_floats(*images: Tensor) -> tuple[Tensor, ...]:
+    """uint8 images to [0, 1], for MovingShapes, whose pairs vary enough without augmentation."""
+    return tuple(image.float() / 255 for image in images)
 
 
 def schedule(config: Config, epoch: float) -> float:
@@ -248,7 +260,7 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> i
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
     if differing:
         told = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
-        raise ValueError(f"--resume {config.resume}: another configuration ({told}); to start a new run from it, --init")
+        raise ValueError(f"--resume {config.resume}: another configuration ({told}); for a new run from it, --init")
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     restore_random_states(checkpoint["random"])
@@ -257,7 +269,9 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> i
 
 def environment(world: int, device: torch.device) -> dict:
     """What the numbers of a run may depend on besides its configuration."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git.stdout.strip() or None,
@@ -266,7 +280,8 @@ def environment(world: int, device: torch.device) -> dict:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
         "processes": world,
     }
 
@@ -332,9 +347,16 @@ def train(config: Config) -> None:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     main = rank == 0
     check(config, world)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    (videos, video_transform), (images, image_transform) = open_sources(config)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     learn_flow, learn_content = config.task != "vicreg", config.task != "mjepa"
+    (videos, video_transform), (images, image_transform) = open_sources(config)
+    embedded = ["--video-dir"] if learn_flow and config.video_dir is None else []
+    embedded += ["--image-dir"] if learn_content and config.image_dir is None else []
+    if main and embedded:
+        print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
     bfloat16 = config.precision == "bfloat16" or (
         config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
@@ -367,7 +389,6 @@ def train(config: Config) -> None:
 
     if world > 1:
         if device.type == "cuda":
-            torch.cuda.set_device(device)
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     log = Log(config, start, last, main)
@@ -413,8 +434,8 @@ def train(config: Config) -> None:
         for group in optimizer.param_groups:
             group["lr"] = factor * rates[group["name"]]
 
-        video = [x.to(device, non_blocking=True) for x in next(video_batches)] if video_batches else None
-        views = [x.to(device, non_blocking=True) for x in next(image_batches)] if image_batches else None
+        video = [x.to(device, non_blocking=True) for x in next(video_batches)] if video_batches is not None else None
+        views = [x.to(device, non_blocking=True) for x in next(image_batches)] if image_batches is not None else None
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             losses = parallel(
                 video=tuple(video) if video else None,
@@ -469,10 +490,6 @@ def main() -> None:
     """The command line. A user's mistake ends in one line and exit code 1."""
     try:
         config = read_config(sys.argv[1:])
-        if config.video_dir is None or config.image_dir is None:
-            missing = [n for n, p in (("--video-dir", config.video_dir), ("--image-dir", config.image_dir)) if p is None]
-            if int(os.environ.get("RANK", 0)) == 0:
-                print(f"no {' and no '.join(missing)}: training on MovingShapes, the embedded data, in its place")
         train(config)
     except (ValueError, OSError) as error:
         # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.

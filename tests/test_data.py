@@ -1,5 +1,6 @@
 """Tests of data.py: each is named after the claim that it holds."""
 
+import pickle
 import random
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,7 @@ sizes = st.tuples(st.integers(33, 100), st.integers(33, 100))
 
 
 def sample(image, x, y):
-    """Bilinear values of a float (c, h, w) array at the points x, y inside of it; plain NumPy, the oracle of the warp."""
+    """Bilinear values of a float (c, h, w) array at the points x, y inside of it, by plain NumPy."""
     h, w = image.shape[-2:]
     x0, y0 = np.clip(np.floor(x).astype(int), 0, w - 2), np.clip(np.floor(y).astype(int), 0, h - 2)
     fx, fy = x - x0, y - y0
@@ -63,10 +64,10 @@ def write_image(path, color=(10, 20, 30), size=(24, 32)):
 
 
 def write_video(path, codec, count, size=(64, 96)):
-    """Frame i is grey of value 10 + 10 i."""
+    """Frame i is grey of value 10 + 12 i."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, size[::-1])
     for i in range(count):
-        writer.write(np.full((*size, 3), 10 + 10 * i, np.uint8))
+        writer.write(np.full((*size, 3), 10 + 12 * i, np.uint8))
     writer.release()
     return path
 
@@ -112,20 +113,24 @@ def test_warping_the_other_frame_by_the_flow_gives_the_frame_back_where_visible(
     assert np.mean(warped) < 0.25 * np.mean(still)
 
 
-def test_flow_is_exact_to_a_fiftieth_of_a_pixel_on_smooth_texture(monkeypatch):
+def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
+    """On smooth waves, the shift that would explain what is left after warping by the flow."""
     y, x = np.mgrid[:256, :256] * 2 * np.pi / 64
     waves = np.stack((np.sin(x), np.sin(y), np.sin(x + y)), axis=2) * 60 + 128
     monkeypatch.setattr(data, "_textures", lambda: [waves.astype(np.uint8)])
     errors = []
-    for index in range(10):
+    for index in range(30):
         item = MovingShapes(brightness=0.0)[index]
         image, other = item["images"].double().numpy()
         flow, visible = item["flow_forward"][0].double().numpy(), item["visible_forward"][0, 0].numpy()
-        residual = image - sample(other, *ends(flow))
-        gradient = np.stack((np.gradient(image, axis=2), np.gradient(image, axis=1)))
-        inner = cv2.erode((item["instances"][0] == 0).numpy().astype(np.uint8), np.ones((5, 5))).astype(bool) & visible
-        a, b = gradient[:, :, inner].reshape(2, -1), residual[:, inner].ravel()
-        errors.append(np.linalg.lstsq(a.T, b, rcond=None)[0])  # the shift that would explain what is left
+        rims = (
+            cv2.dilate(i, np.ones((3, 3))) > cv2.erode(i, np.ones((3, 3))) for i in item["instances"].byte().numpy()
+        )
+        rim, rim_there = (r[None].astype(float) for r in rims)
+        inner = visible & (rim[0] == 0) & (sample(rim_there, *ends(flow))[0] == 0)
+        residual = (image - sample(other, *ends(flow)))[:, inner].ravel()
+        slopes = np.stack([np.gradient(image, axis=a)[:, inner].ravel() for a in (2, 1)], axis=1)
+        errors.append(np.linalg.lstsq(slopes, residual, rcond=None)[0])
     assert np.abs(errors).max() < 0.02
 
 
@@ -213,9 +218,21 @@ def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at
     plain, changing = MovingShapes(max_motion=0.0, brightness=0.0), MovingShapes(max_motion=0.0)
     ratios = [(changing[i]["images"][0].mean() / plain[i]["images"][0].mean()).item() for i in range(150)]
     assert 0.22 < np.mean([abs(r - 1) > 1e-6 for r in ratios]) < 0.45
-    assert 0.8 < min(ratios) and max(ratios) < 1.2
-    item = plain[0]["images"]
-    assert torch.equal(item[0], item[1])
+    assert min(ratios) > 0.8 and max(ratios) < 1.2
+    first, second = plain[0]["images"]
+    assert (first - second).abs().max() < 1.01 / 255
+
+
+def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
+    black_and_white = np.zeros((2, 3, 4))
+    black_and_white[1, :, 3] = 255
+    monkeypatch.setattr(data, "_random_colors", lambda rng, count: black_and_white)
+    for index in range(20):
+        item = MovingShapes(max_shapes=1, brightness=0.0)[index]
+        white = item["images"].mean(dim=1)
+        owned = item["instances"] == 1
+        assert owned[white > 0.51].all() and not owned[white < 0.49].any()
+        assert ((white > 0.01) & (white < 0.99)).float().mean() < 0.1  # edges are soft, and narrow
 
 
 def test_every_class_occurs_and_shapes_cover_a_fair_share():
@@ -224,8 +241,8 @@ def test_every_class_occurs_and_shapes_cover_a_fair_share():
     assert 0.15 < (classes > 0).float().mean() < 0.5
 
 
-def test_textures_have_the_spectrum_of_natural_images():
-    """The power of a natural image falls as 1 / frequency^2, give or take."""
+def test_scenes_have_the_spectrum_of_natural_images():
+    """The same fit gives -2.1 for Middlebury's frames, -3.0 at half their size, and -2.4 for DAVIS at 240 lines."""
     power = 0
     for i in range(50):
         grey = ShapeImages()[i].double().mean(dim=0).numpy()
@@ -234,7 +251,7 @@ def test_textures_have_the_spectrum_of_natural_images():
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128)))
     band = (frequency > 2 / 128) & (frequency < 0.4)
     slope = np.polyfit(np.log(frequency[band]), np.log(power[band]), 1)[0]
-    assert -3 < slope < -1.5
+    assert -3.2 < slope < -2.2
 
 
 def test_the_views_for_training_show_the_frames_of_the_items():
@@ -284,12 +301,24 @@ def test_video_files_give_the_same_pairs_in_any_order(tmp_path, name, codec):
         _, first, second = pairs.pairs[index]
         for image, number in zip(pairs[index], (first, second), strict=True):
             assert image.shape == (3, 64, 96) and image.dtype == torch.uint8
-            assert abs(image.float().mean() - (10 + 10 * number)) < 3
+            assert abs(image.float().mean() - (10 + 12 * number)) < 6  # a codec keeps greys roughly
     assert len(VideoPairs(tmp_path)) == 19
 
 
+def test_frames_of_a_video_are_rgb(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+    for _ in range(2):
+        writer.write(np.full((32, 32, 3), (0, 0, 200), np.uint8))
+    writer.release()
+    red, green, blue = VideoPairs(tmp_path)[0][0].float().mean(dim=(1, 2))
+    assert red > 150 and green < 50 and blue < 50
+
+
 def test_videos_are_read_alike_by_workers(tmp_path):
-    write_video(tmp_path / "clip.avi", "MJPG", count=20)
+    writer = cv2.VideoWriter(str(tmp_path / "noise.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (160, 120))
+    for _ in range(40):  # too much for the decoder's read-ahead: a shared file position would show
+        writer.write(np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8))
+    writer.release()
     pairs = VideoPairs(tmp_path)
     batches = [list(islice(make_loader(pairs, None, 4, workers=workers), 6)) for workers in (0, 2)]
     assert all(torch.equal(a, b) for x, y in zip(*batches, strict=True) for a, b in zip(x, y, strict=True))
@@ -418,10 +447,10 @@ def test_the_first_view_is_always_blurred_and_the_second_seldom():
 
 @settings(max_examples=20, deadline=None)
 @given(sigma=st.floats(0.3, 2.0), size=st.tuples(st.integers(24, 60), st.integers(24, 60)))
-def test_blurring_by_opencv_equals_torchvision_to_a_grey_level(sigma, size):
+def test_blurring_by_opencv_equals_torchvision_to_two_grey_levels(sigma, size):
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     ours, theirs = data._GaussianBlur(23, (sigma, sigma))(image), v2.GaussianBlur(23, (sigma, sigma))(image)
-    assert (ours.int() - theirs.int()).abs().max() <= 1
+    assert (ours.int() - theirs.int()).abs().max() <= 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -571,6 +600,15 @@ def test_two_processes_together_load_the_batch_of_one():
     assert all(
         torch.equal(whole, torch.cat(halves)) for whole, halves in zip(alone, zip(*parts, strict=True), strict=True)
     )
+
+
+@pytest.mark.parametrize("transform", [FlowAugmentation((32, 32)), TwoViews(32)])
+def test_sources_and_augmentations_can_be_pickled_for_spawned_workers(transform, tmp_path):
+    write_video(tmp_path / "clip.avi", "MJPG", count=3)
+    for source in (ShapePairs(size=(32, 32)), VideoPairs(tmp_path)):
+        source[0]
+        again = pickle.loads(pickle.dumps(Seeded(source, transform)))
+        assert torch.equal(again.dataset[0][0], source[0][0])
 
 
 def test_an_error_in_a_worker_keeps_its_type_and_names_the_file(tmp_path: Path):

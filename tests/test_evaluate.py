@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from torch import nn
 import evaluate
 from data import MovingShapes
 from evaluate import end_point_error, f1_all, flow_colours, flow_figure, read_flow
-from mcjepa import MCJEPA
+from mcjepa import MCJEPA, LossConfig, ModelConfig
 
 ROOT = Path(__file__).parents[1]
 SCENES = {"Alpha": (3, 1), "Beta": (-2, 4)}
@@ -69,7 +70,7 @@ def write_video(path: Path, frames: int, size: tuple[int, int] = (65, 47)) -> No
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys):
+def typed(monkeypatch, capfd):
     """The command in this process, for speed: arguments to (exit code, stdout, stderr)."""
 
     def run(*arguments) -> tuple[int, str, str]:
@@ -79,7 +80,7 @@ def typed(monkeypatch, capsys):
             code = 0
         except SystemExit as stop:
             code = stop.code
-        return code, *capsys.readouterr()
+        return code, *capfd.readouterr()
 
     return run
 
@@ -237,6 +238,8 @@ def test_colours_depend_on_the_given_scale_not_on_the_other_pixels():
     beside[:, :, 5:] *= 100
     assert torch.equal(flow_colours(alone, 20.0), flow_colours(beside, 20.0)[:, :, :3])
     assert (flow_colours(torch.zeros(2, 4, 4), 5.0) == 255).all()
+    slow = torch.ones(2, 4, 4)
+    assert flow_colours(slow, 100.0).min() > 240 and flow_colours(slow, 1.0).min() < 50
 
 
 def test_unknown_flow_is_black():
@@ -246,14 +249,16 @@ def test_unknown_flow_is_black():
     assert black.nonzero().tolist() == [[1, 1], [2, 2]]
 
 
-def test_the_figure_of_a_perfect_flow_has_a_black_difference_and_a_black_error():
-    image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
-    still = torch.zeros(2, 20, 30)
-    figure = flow_figure(image, image, still)
-    assert figure.shape == (3, 2 * (20 + 14 + 2) + 2, 3 * (30 + 2) + 2) and figure.dtype == torch.uint8
-    assert figure[:, 52:72, 34:64].max() <= 1  # the difference: second row, second column; 1 for rounding
-    with_truth = flow_figure(image, image, still, still)
-    assert with_truth[:, 52:72, 66:96].max() == 0  # the error: second row, third column
+def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
+    frame_1, frame_2, flow = (torch.from_numpy(x.copy()).permute(2, 0, 1) for x in scene((3, 1)))
+    image_1, image_2 = frame_1 / 255, frame_2 / 255
+    figure = flow_figure(image_1, image_2, flow.clip(-9, 9))
+    assert figure.shape == (3, 2 * (60 + 14 + 2) + 2, 3 * (80 + 2) + 2) and figure.dtype == torch.uint8
+    difference = figure[:, 92:152, 84:164]  # second row, second column
+    assert difference[:, 4:-4, 4:-4].max() <= 1  # 1 for rounding; what left the picture is not found
+    assert flow_figure(image_1, image_2, torch.zeros(2, 60, 80))[:, 92:152, 84:164].float().mean() > 10
+    error = flow_figure(image_1, image_2, flow.clip(-9, 9), flow)[:, 92:152, 166:246]  # second row, third column
+    assert error.max() == 0
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -311,8 +316,38 @@ class Constant(MCJEPA):
         return self.flow.expand(len(image_1), -1, *image_1.shape[-2:]).clone()
 
 
+def write_checkpoint(path: Path, task: str) -> MCJEPA:
+    torch.manual_seed(0)
+    config = ModelConfig(encoder="pwc", estimator_factor=0.1, expander=(4,))
+    model = MCJEPA(config, task=task)
+    settings = {"model": asdict(config), "loss": asdict(LossConfig()), "task": task}
+    torch.save({"model": model.state_dict(), "config": settings, "step": 0}, path)
+    return model.eval()
+
+
+def test_a_checkpoint_is_measured_as_the_model_that_it_holds(middlebury, tmp_path, typed):
+    model = write_checkpoint(tmp_path / "a.pt", "mjepa")
+    options = ("--data-root", middlebury, "--output-dir", tmp_path / "out")
+    code, screen, err = typed("flow", "--model", tmp_path / "a.pt", *options)
+    assert code == 0, err
+    assert "ours" in screen
+    rows = json.loads((tmp_path / "out" / "flow.json").read_text())["rows"]
+    expected = []
+    for name in SCENES:
+        pair = evaluate.read_pair(name, *next(p[1:] for p in evaluate.find_pairs(middlebury)[1] if p[0] == name))
+        expected.append(end_point_error(model.estimate_flow(pair.image_1, pair.image_2), pair.flow).item())
+    assert rows["ours"]["epe"] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_a_checkpoint_without_a_flow_estimator_is_refused_in_one_line(middlebury, tmp_path, typed):
+    write_checkpoint(tmp_path / "a.pt", "vicreg")
+    options = ("--data-root", middlebury, "--output-dir", tmp_path / "out")
+    code, _, err = typed("flow", "--model", tmp_path / "a.pt", *options)
+    assert code == 1 and "vicreg" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_checkpoint_gets_its_own_row_at_any_scale(middlebury, tmp_path, typed, monkeypatch, scale):
+def test_a_model_gets_its_own_row_at_any_scale(middlebury, tmp_path, typed, monkeypatch, scale):
     motion = SCENES["Alpha"]
     model = Constant(*(scale * c for c in motion))
     monkeypatch.setattr(evaluate, "load_model", lambda path, device: model)
@@ -372,9 +407,30 @@ def test_a_video_becomes_a_video_of_its_flow(tmp_path, typed):
     assert sorted(p.name for p in out.iterdir()) == ["clip_00000.png", "clip_00003.png", "clip_flow.mp4"]
     video = cv2.VideoCapture(str(out / "clip_flow.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == 10 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    _, frame = video.read()
-    assert frame.shape == (46, 2 * 64, 3)
-    assert frame[:, 70:].min() > 240 and frame[:, :60].std() > 10  # no flow is white; the frame is textured
+    source = cv2.VideoCapture(str(tmp_path / "clip.avi"))
+    for _ in range(4):
+        frame, original = video.read()[1], source.read()[1]
+        assert frame.shape == (46, 2 * 64, 3)
+        assert frame[:, 70:].min() > 240  # no flow is white
+        assert np.abs(frame[:, :60].astype(int) - original[:46, :60]).mean() < 10
+
+
+def test_a_video_that_breaks_off_leaves_nothing_half_written(tmp_path, typed, monkeypatch):
+    class Breaking(Constant):
+        calls = 0
+
+        def estimate_flow(self, image_1, image_2):
+            self.calls += 1
+            if self.calls == 3:
+                raise ValueError("the third frame is broken")
+            return super().estimate_flow(image_1, image_2)
+
+    write_video(tmp_path / "clip.avi", frames=6)
+    monkeypatch.setattr(evaluate, "load_model", lambda path, device: Breaking(1.0, 1.0))
+    options = ("--pictures", 0, "--output-dir", tmp_path / "out")
+    code, _, err = typed("flow", "--model", "a.pt", "--video", tmp_path / "clip.avi", *options)
+    assert code == 1 and err == "error: the third frame is broken\n"
+    assert not list((tmp_path / "out").iterdir())
 
 
 # ----------------------------------------------------------------------------------------------- user mistakes
@@ -402,8 +458,8 @@ def mistakes(folder: Path, data: Path) -> dict[str, tuple[list, str]]:
         "text as an image": (["--images", alpha / "frame10.png", folder / "text.png"], "text.png"),
         "images of two sizes": (["--images", alpha / "frame10.png", folder / "small.png"], "20x20"),
         "missing video": (["--video", folder / "no.mp4"], "no such video"),
-        "text as a video": (["--video", folder / "text.mp4"], "not a video"),
-        "video of one frame": (["--video", folder / "one.avi"], "fewer than two frames"),
+        "text as a video": (["--video", folder / "text.mp4"], "text.mp4: no frame can be decoded"),
+        "video of one frame": (["--video", folder / "one.avi"], "one.avi: a clip of one frame"),
         "one frame asked for": (["--video", folder / "one.avi", "--max-frames", 1], "--max-frames"),
         "scale of zero": (["--scale", 0], "--scale"),
         "no shapes": (["--shapes-count", 0], "--shapes-count"),
@@ -445,6 +501,7 @@ def test_evaluation_during_training_tells_the_error_and_gives_the_mode_back():
     model = Constant(0.0, 0.0).train()
     numbers = evaluate.evaluate_flow_on_shapes(model, 3, (64, 48), 5)
     truth = torch.stack([MovingShapes(length=3, size=(64, 48), seed=5)[i]["flow_forward"][0] for i in range(3)])
-    assert numbers["epe"] == numbers["epe_zero"] == pytest.approx(truth.norm(dim=1).mean().item(), rel=1e-5)
+    zero = pytest.approx(truth.norm(dim=1).mean().item(), rel=1e-5)
+    assert numbers["epe"] == zero and numbers["epe_zero"] == zero
     assert numbers["f1"] == pytest.approx((truth.norm(dim=1) > 3).float().mean().item(), abs=1e-5)
     assert model.training

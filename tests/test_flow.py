@@ -603,6 +603,36 @@ def test_flows_are_clipped_to_128_pixels_of_the_image():
         assert flow.abs().max() * stride <= 16 * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("norm", ["none", "layer", "l2", "layer+l2"])
+def test_each_norm_takes_off_the_scales_that_it_should(norm):
+    """LayerNorm: the convolutions' scale is nothing. l2 before the last layer: nothing before it has a scale."""
+    source, target = pyramid(0, 1, 64, 96), pyramid(10, 1, 64, 96)
+
+    def finest_flow(scale_of_convolutions, scale_of_gains):
+        estimator = loud(estimator_of(norm=norm))
+        with torch.no_grad():
+            for level in estimator.levels:
+                for parameter in list(level.parameters())[:-2]:
+                    parameter.mul_(scale_of_convolutions if parameter.ndim == 4 else scale_of_gains)
+        return estimate_flow_pyramid(estimator, source, target)[-1]
+
+    flow = finest_flow(1, 1)
+    louder, gained = finest_flow(2, 1), finest_flow(1, 2)
+    assert torch.allclose(louder, flow, rtol=1e-2, atol=1e-2) == (norm != "none")
+    assert torch.allclose(gained, flow, rtol=1e-2, atol=1e-2) == (norm != "layer")
+
+
+def test_layer_norm_is_over_the_channels_of_every_hidden_layer():
+    """A gain and an offset per channel, for the widths 128, 128, 96, 64 and 32 of five levels."""
+    with torch.device("meta"):
+        count = {
+            norm: sum(p.numel() for p in FlowEstimator(CHANNELS, STRIDES, factor=1.0, norm=norm).parameters())
+            for norm in ("none", "layer", "l2", "layer+l2")
+        }
+    assert count["l2"] == count["none"] and count["layer+l2"] == count["layer"]
+    assert count["layer"] - count["none"] == 5 * 2 * (128 + 128 + 96 + 64 + 32)
+
+
 def test_an_unknown_norm_is_refused_by_name():
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="batch"):
         FlowEstimator(SMALL_CHANNELS, STRIDES, norm="batch")

@@ -240,6 +240,15 @@ def test_ssim_distance_lies_in_zero_to_one_is_symmetric_and_zero_for_equal_image
         assert (losses.ssim_distance(x, 1 - x) > 0.2).any()
 
 
+def test_ssim_distance_keeps_its_bounds_where_float32_rounds():
+    """On bright images of little contrast the variance is the difference of two nearly equal numbers."""
+    for seed in range(5):
+        x, y = 1 - 1e-3 * uniform(seed, 2, 3, 20, 20).float(), 1 - 1e-3 * uniform(seed + 9, 2, 3, 20, 20).float()
+        for distance in (losses.ssim_distance(x, y), losses.ssim_distance(x, x)):
+            assert (distance >= 0).all() and (distance <= 1).all()
+        assert losses.reconstruction_loss(x, x.clone()) >= 0
+
+
 @pytest.mark.parametrize(
     "weights", [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.2, 3.0, 0.7)]
 )

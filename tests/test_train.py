@@ -1,0 +1,277 @@
+"""The training command: exactness over processes and over a stop, what a run leaves, and what a mistake costs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+import train
+from mcjepa import MCJEPA, LossConfig, ModelConfig, load_model
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "pocket", "--workers", "0", "--crop", "64", "64", "--image-size", "32", "--video-batch", "2", "--image-batch", "4",
+    "--model.estimator-factor", "0.125", "--model.expander", "16", "16", "16", "--validation-pairs", "2",
+    "--steps-per-epoch", "4", "--epochs", "5", "--log-every", "1", "--regularisation-warmup-epochs", "2",
+    "--mask-warmup-epochs", "1", "--checkpoint-every", "3",
+]  # fmt: skip
+
+
+def run(monkeypatch, *arguments) -> None:
+    """train.py's main in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    train.main()
+
+
+def fails(monkeypatch, capsys, *arguments) -> str:
+    """The one line on stderr of a run that must fail."""
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    assert stop.value.code != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def command(*arguments, processes=1) -> subprocess.CompletedProcess:
+    """A command as a user types it."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [*launcher, "train.py", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def write_frames(folder: Path, count: int, size=(80, 96), seed=0) -> Path:
+    """A clip of noise that moves by a pixel per frame."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = np.random.default_rng(seed).integers(0, 256, (size[0], size[1], 3), dtype=np.uint8)
+    for index in range(count):
+        cv2.imwrite(str(folder / f"{index:03d}.png"), np.roll(picture, index, axis=1))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- several processes
+
+
+def _model_and_batches(flow: bool) -> tuple[MCJEPA, dict]:
+    torch.manual_seed(0)
+    config = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(16, 16, 16))
+    # Masks on at random weights would mark nearly everything; the least visible share keeps both kinds of pair.
+    model = MCJEPA(config, LossConfig(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0)).double()
+    model.estimator.requires_grad_(flow)
+    generator = torch.Generator().manual_seed(1)
+
+    def batch(n, size):  # every sample with a contrast of its own: the processes' data differ much
+        contrast = torch.linspace(0.1, 1.0, n, dtype=torch.float64).view(n, 1, 1, 1)
+        return tuple(
+            contrast * torch.rand(n, 3, size, size, generator=generator, dtype=torch.float64) for _ in range(2)
+        )
+
+    batches = {"views": batch(8, 32)}
+    if flow:
+        batches["video"] = batch(4, 64)
+    return model, batches
+
+
+def _gradient_of_one_process(rank: int, world: int, file: str, flow: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    model, batches = _model_and_batches(flow)
+    share = {k: tuple(x.chunk(world)[rank] for x in v) for k, v in batches.items()}
+    DistributedDataParallel(model)(**share).total.backward()
+    if rank == 0:
+        torch.save({k: p.grad for k, p in model.named_parameters() if p.grad is not None}, file + ".pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["before the flow starts", "after the flow has started"])
+def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow, tmp_path):
+    file = str(tmp_path / "meeting")
+    mp.spawn(_gradient_of_one_process, args=(2, file, flow), nprocs=2)
+    gradients = torch.load(file + ".pt", weights_only=True)
+    model, batches = _model_and_batches(flow)
+    model(**batches).total.backward()
+    expected = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == gradients.keys()
+    assert any(k.startswith("estimator") for k in expected) == flow
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_eight_processes_start_and_make_steps_across_the_flow_start(tmp_path):
+    arguments = [*TINY, "--video-batch", 8, "--image-batch", 16, "--flow-start-epoch", 0.5, "--max-steps", 4]
+    done = command(*arguments, "--output-dir", tmp_path / "run", processes=8)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in lines if "total" in line}
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert "loss/regression" not in steps[2] and "loss/regression" in steps[3]
+
+
+# ------------------------------------------------------------------------------------------------- stop and resume
+
+
+def test_ten_steps_and_ten_more_after_a_resume_equal_twenty_bit_for_bit(monkeypatch, tmp_path, capsys):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    late = ["--flow-start-epoch", 2]  # the stop at 10 lies within an epoch, and the flow starts before it, at 8
+    run(monkeypatch, *TINY, *late, "--output-dir", whole)
+    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--max-steps", 10)
+    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--resume")
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, halves))
+    assert a["step"] == b["step"] == 20
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    for one, other in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+    def totals(folder):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line["total"] for line in lines if "total" in line}
+
+    assert totals(whole) == totals(halves)
+
+
+def test_a_resume_across_the_flow_start_takes_the_same_steps(monkeypatch, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    late = ["--flow-start-epoch", 1, "--epochs", 2]
+    run(monkeypatch, *TINY, *late, "--output-dir", whole)
+    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--max-steps", 3)
+    assert torch.load(halves / "checkpoint.pt", weights_only=True)["step"] == 3
+    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--resume", halves / "checkpoint.pt")
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (whole, halves))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_resume_from_another_configuration_names_the_fields_and_loses_nothing(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 2)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    line = fails(monkeypatch, capsys, *TINY, "--output-dir", folder, "--resume", "--learning-rate", 0.5, "--seed", 3)
+    assert "learning_rate" in line and "seed" in line and "0.5 here" in line
+    line = fails(monkeypatch, capsys, *TINY, "--output-dir", folder)
+    assert "already holds a run" in line
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------- what a run leaves
+
+
+@pytest.mark.parametrize("task", ["mcjepa", "mjepa", "vicreg"])
+def test_each_task_runs_with_one_flag_and_leaves_checkpoint_metrics_and_pictures(task, monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    run(monkeypatch, *TINY, "--task", task, "--output-dir", folder, "--max-steps", 2)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "total" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert ("loss/regression" in steps[0]) == (task != "vicreg")
+    assert ("loss/invariance" in steps[0]) == (task != "mjepa")
+    assert ("deviation/stride_2" in steps[0]) == (task != "vicreg")
+    assert any(key.startswith("gradient_norm/") for key in steps[0])
+    assert bool(list((folder / "pictures").glob("*.png"))) == (task != "vicreg")
+    assert list((folder / "tensorboard").iterdir())
+    assert json.loads((folder / "config.json").read_text())["task"] == task
+    assert "torch" in json.loads((folder / "environment.json").read_text())
+    assert not list(folder.rglob("*.tmp"))
+    model = load_model(folder / "checkpoint.pt")
+    assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
+
+
+def test_real_frames_and_images_train_from_an_initial_checkpoint(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, *TINY, "--task", "mjepa", "--output-dir", tmp_path / "first", "--max-steps", 2)
+    clips, images = write_frames(tmp_path / "clips/one", 3).parent, write_frames(tmp_path / "images", 5)
+    arguments = ["--video-dir", clips, "--image-dir", images, "--init", tmp_path / "first/checkpoint.pt"]
+    run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 2)
+    assert "it has no expander" in capsys.readouterr().out
+    assert load_model(tmp_path / "second/checkpoint.pt")
+
+
+def test_workers_do_not_change_the_run(monkeypatch, tmp_path):
+    for workers in (0, 2):
+        run(monkeypatch, *TINY, "--workers", workers, "--output-dir", tmp_path / str(workers), "--max-steps", 2)
+    a, b = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["model"] for n in ("0", "2"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_bfloat16_autocast_trains_with_float32_flow_and_statistics(monkeypatch, tmp_path):
+    run(monkeypatch, *TINY, "--precision", "bfloat16", "--output-dir", tmp_path / "run", "--max-steps", 2)
+    assert load_model(tmp_path / "run/checkpoint.pt")
+
+
+def test_the_paper_s_command_is_the_default_configuration():
+    config = train.read_config(["--flow-start-epoch", "10"])
+    assert config == train.Config() and config.epochs == 100 and config.model.encoder == "convnext_tiny"
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    config = train.Config(epochs=100, warmup_epochs=10)
+    factors = [train.schedule(config, epoch) for epoch in (0, 5, 10, 55, 100)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------- mistakes
+
+
+def _mistake(kind: str, folder: Path) -> tuple[list, str]:
+    """Arguments of train.py, and what the error must say."""
+    if kind == "missing folder":
+        return ["--video-dir", folder / "nowhere"], "nowhere"
+    if kind == "folder without frames":
+        (folder / "empty").mkdir()
+        return ["--video-dir", folder / "empty"], "empty"
+    if kind == "folder without images":
+        (folder / "empty").mkdir()
+        return ["--image-dir", folder / "empty"], "empty"
+    if kind == "clip of one frame":
+        return ["--video-dir", write_frames(folder / "clip", 1)], "clip"
+    if kind == "frames of different sizes":
+        write_frames(folder / "clip", 2)
+        cv2.imwrite(str(folder / "clip/001.png"), np.zeros((90, 90, 3), np.uint8))
+        return ["--video-dir", folder / "clip"], "clip"
+    if kind == "text file named .png":
+        (write_frames(folder / "clip", 2) / "001.png").write_text("no picture")
+        return ["--video-dir", folder / "clip"], "001.png"
+    if kind == "image smaller than the crop":
+        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "--crop"
+    if kind == "unknown preset":
+        return ["packet"], "unknown preset 'packet'"
+    if kind == "missing checkpoint":
+        return ["--init", folder / "none.pt"], "none.pt"
+    return ["--image-batch", 1], "--image-batch"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing folder", "folder without frames", "folder without images", "clip of one frame",
+        "frames of different sizes", "text file named .png", "image smaller than the crop", "unknown preset",
+        "missing checkpoint", "image batch of one",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_gives_one_line_that_names_the_thing(kind, workers, monkeypatch, tmp_path, capsys):
+    if workers and kind not in ("frames of different sizes", "text file named .png", "image smaller than the crop"):
+        pytest.skip("found before a worker starts")
+    arguments, told = _mistake(kind, tmp_path)
+    rest = [] if kind == "unknown preset" else [*TINY, "--workers", workers, "--output-dir", tmp_path / "run"]
+    line = fails(monkeypatch, capsys, *rest, *arguments)
+    assert told in line
+    assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_more_processes_than_pairs_and_an_unknown_flag_stop_without_a_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    line = fails(monkeypatch, capsys, *TINY, "--output-dir", tmp_path / "run")
+    assert "--video-batch 2 cannot be spread over 4 processes" in line
+    monkeypatch.delenv("WORLD_SIZE")
+    done = command("pocket", "--no-such-flag", "1")
+    assert done.returncode != 0 and "Traceback" not in done.stderr and "no-such-flag" in done.stdout + done.stderr
