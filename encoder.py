@@ -17,7 +17,6 @@ import torch.nn.functional as F
 import torchvision.models
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torchvision.models.convnext import LayerNorm2d
 
 
@@ -163,6 +162,23 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     return encoder
 
 
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, as every process computes a loss from the sum.
+
+    `torch.distributed.nn.functional` has it too, but deprecated, and its successor has no gradient in all versions.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _AllReduce.forward(ctx, gradient)
+
+
 class SyncBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d whose statistics in training are those of the batches of all processes together.
 
@@ -175,10 +191,10 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
         world = dist.get_world_size()
-        x = x.float()
-        mean = all_reduce(x.mean(dim=0)) / world
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = _AllReduce.apply(x.mean(dim=0)) / world
         centred = x - mean
-        variance = all_reduce(centred.square().mean(dim=0)) / world
+        variance = _AllReduce.apply(centred.square().mean(dim=0)) / world
         with torch.no_grad():
             n = x.shape[0] * world
             self.num_batches_tracked += 1

@@ -534,7 +534,6 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> None:
 def main() -> None:
     """The command line: a subcommand for each evaluation. A user's mistake ends in one line and exit code 1."""
     # Broken files are told in our words, not in OpenCV's.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     commands = {"flow": run_flow}
     try:

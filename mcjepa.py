@@ -18,7 +18,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from encoder import Expander, build_encoder
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
@@ -103,6 +102,22 @@ class Losses(NamedTuple):
     """Health, not loss: deviation of the features per level and of the embeddings, visible share, mean flow."""
 
 
+class _AllGather(torch.autograd.Function):
+    """The rows of all processes; the gradient of a process's rows is the sum of what all processes' losses send."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     """The rows of all processes, with gradients to each; x itself in a single process.
 
@@ -111,7 +126,12 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
-    return torch.cat(all_gather(x.contiguous()))
+    return _AllGather.apply(x.contiguous())
+
+
+def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """bf16 and fp16 to float32: warps, statistics and losses need its digits (300.3 px would become 300)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def swap_frames(x: Float[Tensor, "two_b ..."]) -> Float[Tensor, "two_b ..."]:
@@ -167,7 +187,7 @@ class MCJEPA(nn.Module):
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Images in [0, 1] to the feature pyramid, coarsest first, in float32."""
-        return [features.float() for features in self.encoder((images - self.mean) / self.deviation)]
+        return [at_least_float32(features) for features in self.encoder((images - self.mean) / self.deviation)]
 
     @torch.no_grad()
     def estimate_flow(
@@ -235,7 +255,7 @@ class MCJEPA(nn.Module):
         flows = estimate_flow_pyramid(self.estimator, pyramid, [swap_frames(x) for x in pyramid])
 
         with torch.autocast(images.device.type, enabled=False):
-            images, size = images.float(), images.shape[2:]
+            images, size = at_least_float32(images), images.shape[2:]
             flow = resize_flow(flows[-1], size)
             visible, visible_share = self._visible(flow, masks)
             regression, cycle, spread = [], [], images.new_zeros(())
@@ -284,7 +304,7 @@ class MCJEPA(nn.Module):
         """VICReg on the pooled features of the coarsest level."""
         pooled = self.encode(torch.cat((view_1, view_2)))[0].mean(dim=(2, 3))
         # The views go through the expander one after the other, as in the official code: a batch norm each.
-        x, y = (self.expander(half).float() for half in pooled.chunk(2))
+        x, y = (at_least_float32(self.expander(half)) for half in pooled.chunk(2))
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)

@@ -89,7 +89,8 @@ def _gradient_of_one_process(rank: int, world: int, file: str, flow: bool) -> No
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     model, batches = _model_and_batches(flow)
     share = {k: tuple(x.chunk(world)[rank] for x in v) for k, v in batches.items()}
-    DistributedDataParallel(model)(**share).total.backward()
+    parallel = DistributedDataParallel(model)  # must outlive the backward pass, whose gradients it averages
+    parallel(**share).total.backward()
     if rank == 0:
         torch.save({k: p.grad for k, p in model.named_parameters() if p.grad is not None}, file + ".pt")
     dist.destroy_process_group()
@@ -106,7 +107,7 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow,
     assert expected.keys() == gradients.keys()
     assert any(k.startswith("estimator") for k in expected) == flow
     for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-9 + 1e-5 * float(gradient.abs().max()))
 
 
 def test_eight_processes_start_and_make_steps_across_the_flow_start(tmp_path):
@@ -200,11 +201,6 @@ def test_workers_do_not_change_the_run(monkeypatch, tmp_path):
         run(monkeypatch, *TINY, "--workers", workers, "--output-dir", tmp_path / str(workers), "--max-steps", 2)
     a, b = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["model"] for n in ("0", "2"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_bfloat16_autocast_trains_with_float32_flow_and_statistics(monkeypatch, tmp_path):
-    run(monkeypatch, *TINY, "--precision", "bfloat16", "--output-dir", tmp_path / "run", "--max-steps", 2)
-    assert load_model(tmp_path / "run/checkpoint.pt")
 
 
 def test_the_paper_s_command_is_the_default_configuration():

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Packs what gpu.sh needs into .pack/ (ignored by git). Usage: bash experiments/gpu_pack.sh DATA
+set -euo pipefail
+data=$(realpath "$1")
+cd "$(dirname "$0")/.."
+rm -rf .pack && mkdir -p .pack/davis .pack/wheels
+for clip in "$data"/DAVIS2016-240p/JPEGImages/240p/*/; do
+  name=$(basename "$clip")
+  mkdir "$PWD/.pack/davis/$name"
+  ls "$clip" | awk 'NR % 2' | while read -r frame; do cp "$clip$frame" ".pack/davis/$name/"; done
+done
+# One file instead of thousands: a file's size is rounded up in transfer.
+tar -cf .pack/tiny.tar -C "$data/TinyImageNet" train
+tar -cf .pack/davis.tar -C .pack davis && rm -rf .pack/davis
+tar -cf .pack/middlebury.tar -C "$data" Middlebury
+pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 -d .pack/wheels beartype tyro docstring-parser typeguard
+du -sh .pack
