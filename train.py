@@ -123,7 +123,7 @@ PRESETS = {
     "pocket": Config(
         output_dir=Path("runs/pocket"),
         workers=0,
-        epochs=12,
+        epochs=11,
         steps_per_epoch=100,
         flow_start_epoch=0.0,
         image_batch=16,
@@ -133,15 +133,21 @@ PRESETS = {
         learning_rate=1e-3,
         estimator_learning_rate=2e-3,
         warmup_epochs=0.3,
-        mask_warmup_epochs=5.0,
+        mask_warmup_epochs=6.0,
         model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(256, 256, 64)),
+        # For minutes instead of days. All of it ours, found by trial on two cores.
         loss=LossConfig(
-            flow_balance=4.0,
+            # At 0.1 to 4 VICReg's gradient takes all of the clipped norm: error 4.98 px after 200 steps, 3.40 at 40.
+            flow_balance=40.0,
+            # 75 is for crops of hundreds of pixels and a flow that is nearly right.
             smoothness=2.5,
+            # Eqs. 2, 5 and 6 at full weight keep so young features from telling pixels apart: error 0.72 of zero flow's
+            # after 60 s of flow alone, 0.53 without them.
             regression=0.05,
             cycle=0.02,
             variance=(0.02,) * 6,
             covariance=(0.001,) * 6,
+            # At 25 embeddings rest at a deviation of 1 / (4 (1 - r)), r the correlation of the views, small at first.
             vicreg_invariance=10.0,
         ),
     ),

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What the small model reaches, three seeds, on embedded and on real data. Usage: bash experiments/small_scale.sh DATA
+set -euo pipefail
+data=$(realpath "$1")
+cd "$(dirname "$0")/.."
+out=runs/small_scale
+middlebury() { python evaluate.py flow --model "$out/$1/checkpoint.pt" --data-root "$data/Middlebury" --output-dir "$out/$1/middlebury"; }
+
+for seed in 0 1 2; do
+  python train.py pocket --seed $seed --output-dir $out/pocket_$seed
+  python evaluate.py flow --model $out/pocket_$seed/checkpoint.pt --output-dir $out/pocket_$seed/shapes
+  middlebury pocket_$seed
+done
+
+# One real pair and nothing else, from random weights.
+for scene in Venus RubberWhale; do
+  python train.py pocket --task mjepa --video-dir "$data/Middlebury/other-data/$scene" --crop 256 320 --video-batch 2 \
+    --output-dir $out/$scene
+  middlebury $scene
+done
+
+# Real video and images, from the weights of the first pocket run.
+python train.py pocket --init $out/pocket_0/checkpoint.pt --video-dir "$data/DAVIS2016-240p/JPEGImages" \
+  --image-dir "$data/TinyImageNet/train" --learning-rate 5e-4 --estimator-learning-rate 5e-4 --epochs 30 \
+  --mask-warmup-epochs 0.1 --output-dir $out/davis
+middlebury davis
