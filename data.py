@@ -207,8 +207,8 @@ class MovingShapes(Dataset):
     """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
 
     Every layer has its own, slightly slackening speed; nearer shapes hide farther ones, and shapes leave the frame. A
-    layer shifts by 0.3 px to `max_motion` times the shorter side per frame (between, near log-uniform); turning and
-    growing add up to 0.3 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
+    layer shifts by 0.3 px to `max_motion` times the shorter side per frame (in between, mostly long); turning and
+    growing add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
     scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`.
 
     An item depends on (seed, index) alone:

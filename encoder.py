@@ -169,13 +169,13 @@ class _AllReduce(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         x = x.contiguous().clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return _AllReduce.forward(ctx, gradient)
 
 

@@ -106,13 +106,13 @@ class _AllGather(torch.autograd.Function):
     """The rows of all processes; the gradient of a process's rows is the sum of what all processes' losses send."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient: Float[Tensor, "m ..."]) -> Float[Tensor, "n ..."]:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
@@ -272,9 +272,11 @@ class MCJEPA(nn.Module):
                 stride = self.encoder.strides[level]
                 monitor[f"deviation/stride_{stride}"] = everywhere.detach().std(dim=(0, 2, 3)).mean()
 
-            reconstruction = reconstruction_loss(
-                images, warp(swap_frames(images), flow), _per_pair(visible), loss.l1, loss.l2, loss.ssim
-            )
+            warped = warp(swap_frames(images), flow)
+            # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
+            inside = F.pad(_per_pair(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
+            reconstruction = reconstruction_loss(images, warped, _per_pair(visible), loss.l1, loss.l2, ssim=0.0)
+            reconstruction = reconstruction + reconstruction_loss(images, warped, inside, 0.0, 0.0, loss.ssim)
             smoothness = smoothness_loss(flow / min(size), images, loss.edge_weight, loss.smoothness_order)
 
         terms["reconstruction"] = (reconstruction, balance * loss.reconstruction)

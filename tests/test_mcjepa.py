@@ -75,10 +75,17 @@ def test_the_order_of_the_pairs_and_of_the_two_frames_does_not_matter(order):
             torch.testing.assert_close(shuffled.unweighted[name], expected.unweighted[name])
 
 
-def test_the_flow_terms_of_a_batch_are_the_mean_of_its_pairs():
+def test_the_flow_terms_of_a_batch_are_the_mean_of_its_pairs_however_much_of_each_is_visible():
     model, (x, y) = small_model(), pairs(3)
-    together = model(video=(x, y)).unweighted
-    apart = [model(video=(x[i : i + 1], y[i : i + 1])).unweighted for i in range(3)]
+    visible = torch.ones(6, 1, 64, 64, dtype=torch.float64)
+    for index in range(6):
+        visible[index, :, : 8 * index] = 0  # another share in each frame: 1, 7/8 ... 3/8
+
+    def terms(chosen):
+        model._visible = lambda flow, masks: (visible[chosen + [i + 3 for i in chosen]], visible.mean())
+        return model(video=(x[chosen], y[chosen])).unweighted
+
+    together, apart = terms([0, 1, 2]), [terms([i]) for i in range(3)]
     for name in FLOW_TERMS[:4]:  # Eq. 6 is a statistic over the whole batch
         torch.testing.assert_close(together[name], sum(a[name] for a in apart) / 3)
 
