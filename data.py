@@ -227,8 +227,8 @@ class MovingShapes(Dataset):
         size: tuple[int, int] = (128, 128),
         frames: int = 2,
         seed: int = 0,
-        max_shapes: int = 3,
-        max_motion: float = 0.12,
+        max_shapes: int = 2,
+        max_motion: float = 0.08,
         brightness: float = 0.1,
     ):
         self.length, self.size, self.frames, self.seed = length, tuple(size), frames, seed

@@ -345,6 +345,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else the new name could reach the disk before the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

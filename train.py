@@ -18,27 +18,27 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-# Threads of an OpenMP team that wait by spinning steal the core that a data worker needs. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torchvision
 import tyro
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data import FlowAugmentation, ImageFiles, ShapeImages, ShapePairs, TwoViews, VideoPairs, make_loader
-from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, shapes_pairs, write_picture
-from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint
+from data import FlowAugmentation, ImageFiles, Seeded, ShapeImages, ShapePairs, TwoViews, VideoPairs, make_loader
+from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, replacing, shapes_pairs, write_picture
+from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
@@ -98,8 +98,11 @@ class Config:
     """AdamW's (second-hand)."""
     warmup_epochs: float = 10.0
     """Linear warm-up of the learning rates, then a cosine to 0 (field: VICReg)."""
+    adam_beta2: float = 0.999
+    """Memory of AdamW's second moment (field: torch's default)."""
     clip_gradient: float = 1.0
-    """Largest norm of the gradient of all parameters (field)."""
+    """Largest norm of the gradient of each part: encoder, estimator, expander (field). One norm over all of them would
+    let the loudest part silence the others."""
     regularisation_warmup_epochs: float = 1.0
     """Eq. 6 grows linearly for so long from the flow start (second-hand)."""
     mask_warmup_epochs: float = 1.0
@@ -130,10 +133,11 @@ PRESETS = {
         video_batch=4,
         image_size=64,
         crop=(128, 128),
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         estimator_learning_rate=2e-3,
         warmup_epochs=0.3,
         mask_warmup_epochs=6.0,
+        adam_beta2=0.99,
         model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(256, 256, 64)),
         # For minutes instead of days. All of it ours, found by trial on two cores.
         loss=LossConfig(
@@ -221,15 +225,6 @@ def schedule(config: Config, epoch: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def write_atomically(path: Path, write) -> None:
-    """`write(temporary)`, then rename: whoever reads the path finds the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def random_states() -> dict:
     """The generators of torch, Python and NumPy, in types that `weights_only=True` can read."""
     kind, keys, *rest = np.random.get_state()
@@ -303,7 +298,8 @@ class Log:
         self.metrics = self.folder / "metrics.jsonl"
         if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
             lines = [line for line in self.metrics.read_text().splitlines(True) if json.loads(line)["step"] <= start]
-            write_atomically(self.metrics, lambda path: path.write_text("".join(lines)))
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(lines))
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -315,11 +311,23 @@ class Log:
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, step: int, image: Tensor) -> None:
+    def picture(self, name: str, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
         """A PNG in pictures/, and the same to TensorBoard."""
         if self.main:
             write_picture(self.folder / "pictures" / f"{name}.png", image)
             self.writer.add_image("flow", image, step)
+
+    def advance(self, steps: int = 1, text: str | None = None) -> None:
+        """Moves the progress bar, and sets what stands behind it."""
+        if self.main:
+            self.bar.update(steps)
+            if text:
+                self.bar.set_postfix_str(text)
+
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        if self.main:
+            self.bar.write(line)
 
     def close(self) -> None:
         if self.main:
@@ -327,15 +335,102 @@ class Log:
             self.writer.close()
 
 
+class Plan(NamedTuple):
+    """Where in a run things change, counted in steps from its beginning."""
+
+    per_epoch: int
+    last: int
+    """The run ends before this step."""
+    flow_start: int
+    """The flow task joins at this step."""
+    regularisation_warmup: int
+    """Eq. 6 has its full weight so many steps after the flow start."""
+    mask_warmup: int
+    """The occlusion masks are on so many steps after the flow start."""
+
+
+def make_plan(config: Config, videos: Dataset, images: Dataset) -> Plan:
+    """The epochs of a configuration in steps. An epoch is one pass over the images; for flow only, over the pairs."""
+    if config.task == "mjepa":
+        pass_over_data = len(videos) // config.video_batch
+    else:
+        pass_over_data = len(images) // config.image_batch
+    per_epoch = config.steps_per_epoch or max(pass_over_data, 1)
+    total = config.epochs * per_epoch
+    return Plan(
+        per_epoch=per_epoch,
+        last=min(total, config.max_steps or total),
+        flow_start=0 if config.task == "mjepa" else round(config.flow_start_epoch * per_epoch),
+        regularisation_warmup=max(round(config.regularisation_warmup_epochs * per_epoch), 1),
+        mask_warmup=max(round(config.mask_warmup_epochs * per_epoch), 1),
+    )
+
+
+def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Optimizer]:
+    """The model, and AdamW over its parts, each a group by name; the estimator has a learning rate apart."""
+    torch.manual_seed(config.seed)
+    model = MCJEPA(config.model, config.loss, config.task, config.backbone)
+    if config.init:
+        load_parts(model, config.init)
+    model.to(device)
+    groups = [
+        {
+            "name": name,
+            "params": [*part.parameters()],
+            "initial_lr": config.estimator_learning_rate if name == "estimator" else config.learning_rate,
+        }
+        for name, part in model.named_children()
+    ]
+    betas = (0.9, config.adam_beta2)
+    return model, torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay)
+
+
+def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimizer) -> None:
+    """checkpoint.pt: all that `resume` and `mcjepa.load_model` need."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "random": random_states(),
+        "config": as_json(config),
+    }
+    with replacing(config.output_dir / "checkpoint.pt") as temporary:
+        torch.save(state, temporary)
+
+
+def measured(losses: Losses, norms: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers of one step, by the names that they have in metrics.jsonl."""
+    numbers = {"total": losses.total.item()}
+    numbers |= {f"loss/{name}": value.item() for name, value in losses.unweighted.items()}
+    numbers |= {f"weighted/{name}": value.item() for name, value in losses.weighted.items()}
+    numbers |= {name: value.item() for name, value in losses.monitor.items()}
+    return numbers | {f"gradient_norm/{name}": value.item() for name, value in norms.items()}
+
+
+def shown(numbers: dict[str, float]) -> str:
+    """A few of the numbers, for the progress bar."""
+    names = ("reconstruction", "regression", "invariance", "variance")
+    terms = [f"{name[:3]} {numbers[f'loss/{name}']:.3f}" for name in names if f"loss/{name}" in numbers]
+    return " ".join(terms) + f" {numbers['pairs_per_second']:.0f} pairs/s {numbers['images_per_second']:.0f} img/s"
+
+
+def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Three pairs whose flow is drawn after each epoch: (image_1, image_2, true flow or None)."""
+    if config.task == "vicreg":
+        return []
+    if config.video_dir is None:
+        return [(p.image_1[0], p.image_2[0], p.flow[0]) for p in shapes_pairs(3, config.crop, UNSEEN_SEED)]
+    seeded = Seeded(videos, transform, config.seed)
+    return [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
+
+
 def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int, epoch: int) -> None:
-    """On the first process: the flow on unseen MovingShapes, and pictures of the flow of a few pairs."""
-    if not log.main or model.estimator is None:
-        return
+    """The flow on unseen MovingShapes, and pictures of the flow of a few pairs."""
     model.eval()
     if config.video_dir is None and config.validation_pairs:
         result = evaluate_flow_on_shapes(model, config.validation_pairs, config.crop)
         log.write(step, {f"validation/{name}": value for name, value in result.items()})
-        log.bar.write(
+        log.say(
             f"epoch {epoch}: end-point error {result['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes "
             f"pairs (zero flow {result['epe_zero']:.2f})"
         )
@@ -363,127 +458,80 @@ def train(config: Config) -> None:
     embedded += ["--image-dir"] if learn_content and config.image_dir is None else []
     if main and embedded:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
-    bfloat16 = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
 
-    # The model and its optimizer; the estimator has a learning rate apart.
-    torch.manual_seed(config.seed)
-    model = MCJEPA(config.model, config.loss, config.task, config.backbone)
-    if config.init:
-        load_parts(model, config.init)
-    model.to(device)
-    parts = {name: [*part.parameters()] for name, part in model.named_children()}
-    rates = {name: config.estimator_learning_rate if name == "estimator" else config.learning_rate for name in parts}
-    groups = [{"params": parameters, "name": name} for name, parameters in parts.items()]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    model, optimizer = build(config, device)
     start = resume(config, model, optimizer) if config.resume else 0
-
-    # An epoch is one pass over the images; positions count steps, so that a run can stop and go on anywhere.
-    per_epoch = config.steps_per_epoch or max(
-        len(images) // config.image_batch if learn_content else len(videos) // config.video_batch, 1
-    )
-    total = config.epochs * per_epoch
-    last = min(total, config.max_steps or total)
-    flow_start = round(config.flow_start_epoch * per_epoch) if learn_content else 0
-    regularised_from, masked_from = (
-        max(round(warmup * per_epoch), 1) for warmup in (config.regularisation_warmup_epochs, config.mask_warmup_epochs)
-    )
-
-    def loader(dataset, transform, batch, step):
-        return make_loader(dataset, transform, batch // world, config.seed, rank, world, step, config.workers)
-
+    plan = make_plan(config, videos, images)
+    pairs = picture_pairs(config, videos, video_transform)
     if world > 1:
         if device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    log = Log(config, start, last, main)
-    if main:
-        for name, content in (("config", as_json(config)), ("environment", environment(world, device))):
-            text = json.dumps(content, indent=2) + "\n"
-            write_atomically(config.output_dir / f"{name}.json", lambda path, text=text: path.write_text(text))
-
-    def save(step: int) -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "random": random_states(),
-            "config": as_json(config),
-        }
+    with closing(Log(config, start, plan.last, main)) as log:
         if main:
-            write_atomically(config.output_dir / "checkpoint.pt", lambda path: torch.save(state, path))
+            for name, content in (("config", as_json(config)), ("environment", environment(world, device))):
+                with replacing(config.output_dir / f"{name}.json") as temporary:
+                    temporary.write_text(json.dumps(content, indent=2) + "\n")
 
-    if not learn_flow:
-        pairs = []
-    elif config.video_dir is None:
-        pairs = [(p.image_1[0], p.image_2[0], p.flow[0]) for p in shapes_pairs(3, config.crop, UNSEEN_SEED)]
-    else:
-        seeded = loader(videos, video_transform, config.video_batch, 0).dataset
-        pairs = [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
+        def batches(dataset, transform, batch, position):
+            """From `position`, counted in steps, on: a run can stop and go on anywhere."""
+            share = batch // world
+            return iter(make_loader(dataset, transform, share, config.seed, rank, world, position, config.workers))
 
-    image_batches = iter(loader(images, image_transform, config.image_batch, start)) if learn_content else None
-    video_batches, parallel = None, model
-    since, seen = time.perf_counter(), start
-    for step in range(start, last):
-        flow_steps = step - flow_start
-        if learn_flow and video_batches is None and flow_steps >= 0:
-            video_batches = iter(loader(videos, video_transform, config.video_batch, flow_steps))
-        if step == start or flow_steps == 0:
-            # Until the flow starts, the estimator gets no gradient, and DDP must not wait for one: wrap anew.
-            if model.estimator is not None:
-                model.estimator.requires_grad_(flow_steps >= 0)
-            if world > 1:
-                parallel = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        image_batches = batches(images, image_transform, config.image_batch, start) if learn_content else None
+        video_batches, parallel = None, model
+        bfloat16 = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        since, seen = time.perf_counter(), start
+        for step in range(start, plan.last):
+            flow_steps = step - plan.flow_start
+            if learn_flow and video_batches is None and flow_steps >= 0:
+                video_batches = batches(videos, video_transform, config.video_batch, flow_steps)
+            if step == start or flow_steps == 0:
+                # Until the flow starts, the estimator gets no gradient, and DDP must not wait for one: wrap anew.
+                if model.estimator is not None:
+                    model.estimator.requires_grad_(flow_steps >= 0)
+                if world > 1:
+                    devices = [device.index] if device.type == "cuda" else None
+                    parallel = DistributedDataParallel(model, device_ids=devices)
 
-        factor = schedule(config, (step + 1) / per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = factor * rates[group["name"]]
+            factor = schedule(config, (step + 1) / plan.per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["initial_lr"]
 
-        video = [x.to(device, non_blocking=True) for x in next(video_batches)] if video_batches is not None else None
-        views = [x.to(device, non_blocking=True) for x in next(image_batches)] if image_batches is not None else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            losses = parallel(
-                video=tuple(video) if video else None,
-                views=tuple(views) if views else None,
-                masks=flow_steps >= masked_from,
-                regularisation=min((flow_steps + 1) / regularised_from, 1.0),
+            video, views = (
+                tuple(x.to(device, non_blocking=True) for x in next(source)) if source is not None else None
+                for source in (video_batches, image_batches)
             )
-        if not math.isfinite(losses.total.item()):
-            bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
-            raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norms = {
-            name: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            for name, parameters in parts.items()
-        }
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
-        optimizer.step()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                losses = parallel(
+                    video=video,
+                    views=views,
+                    masks=flow_steps >= plan.mask_warmup,
+                    regularisation=min((flow_steps + 1) / plan.regularisation_warmup, 1.0),
+                )
+            if not math.isfinite(losses.total.item()):
+                bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
+                raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            norms = {g["name"]: clip_grad_norm_(g["params"], config.clip_gradient) for g in optimizer.param_groups}
+            optimizer.step()
 
-        done = step + 1
-        if main:
-            log.bar.update()
-        if done % config.log_every == 0 or done == last:
-            seconds = (time.perf_counter() - since) / (done - seen)
-            since, seen = time.perf_counter(), done
-            numbers = {"epoch": done / per_epoch, "total": losses.total.item(), "learning_rate_factor": factor}
-            numbers |= {f"loss/{name}": value.item() for name, value in losses.unweighted.items()}
-            numbers |= {f"weighted/{name}": value.item() for name, value in losses.weighted.items()}
-            numbers |= {name: value.item() for name, value in losses.monitor.items()}
-            numbers |= {f"gradient_norm/{name}": value.item() for name, value in norms.items()}
-            numbers |= {"pairs_per_second": config.video_batch / seconds if video else 0.0}
-            numbers |= {"images_per_second": config.image_batch / seconds if views else 0.0}
-            log.write(done, numbers)
-            if main:
-                shown = ("reconstruction", "regression", "invariance", "variance")
-                terms = {name[:3]: f"{losses.unweighted[name]:.3f}" for name in shown if name in losses.unweighted}
-                rate = f"{numbers['pairs_per_second']:.0f} pairs/s {numbers['images_per_second']:.0f} img/s"
-                log.bar.set_postfix_str(" ".join(f"{k} {v}" for k, v in terms.items()) + f" {rate}")
-        epoch_ends = done % per_epoch == 0 or done == last
-        if epoch_ends or done % config.checkpoint_every == 0:
-            save(done)
-        if epoch_ends:
-            end_of_epoch(config, model, pairs, log, done, math.ceil(done / per_epoch))
-    log.close()
+            done = step + 1
+            log.advance()
+            if done % config.log_every == 0 or done == plan.last:
+                seconds = (time.perf_counter() - since) / (done - seen)
+                since, seen = time.perf_counter(), done
+                numbers = {"epoch": done / plan.per_epoch, "learning_rate_factor": factor} | measured(losses, norms)
+                numbers["pairs_per_second"] = config.video_batch / seconds if video else 0.0
+                numbers["images_per_second"] = config.image_batch / seconds if views else 0.0
+                log.write(done, numbers)
+                log.advance(0, shown(numbers))
+            epoch_ends = done % plan.per_epoch == 0 or done == plan.last
+            if main and (epoch_ends or done % config.checkpoint_every == 0):
+                save(config, done, model, optimizer)
+            if main and epoch_ends and learn_flow:
+                end_of_epoch(config, model, pairs, log, done, math.ceil(done / plan.per_epoch))
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
     if world > 1:
@@ -493,14 +541,12 @@ def train(config: Config) -> None:
 def main() -> None:
     """The command line. A user's mistake ends in one line and exit code 1."""
     try:
-        config = read_config(sys.argv[1:])
-        train(config)
+        train(read_config(sys.argv[1:]))
     except (ValueError, OSError) as error:
         # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.
         line = str(error).strip().splitlines()[-1]
         line = line.removeprefix("ValueError: ").removeprefix("FileNotFoundError: ")
-        print(f"\nerror: {line}", file=sys.stderr)  # on a line of its own, below the progress bar
-        sys.exit(1)
+        sys.exit(f"error: {line}")
 
 
 if __name__ == "__main__":

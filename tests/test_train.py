@@ -182,7 +182,7 @@ def test_each_task_runs_with_one_flag_and_leaves_checkpoint_metrics_and_pictures
     assert list((folder / "tensorboard").iterdir())
     assert json.loads((folder / "config.json").read_text())["task"] == task
     assert "torch" in json.loads((folder / "environment.json").read_text())
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".partial-*"))
     model = load_model(folder / "checkpoint.pt")
     assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
 
