@@ -267,7 +267,7 @@ class MovingShapes(Dataset):
         h, w = self.size
         n = 1 + int(rng.integers(1, self.max_shapes + 1))
         center = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
-        radius = min(h, w) * np.exp(rng.uniform(np.log(0.2), np.log(0.6), n))
+        radius = min(h, w) * np.exp(rng.uniform(np.log(0.15), np.log(0.45), n))
         center[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
         to_pixel, zoom = self._trajectories(rng, center, radius)
 
@@ -532,7 +532,7 @@ class VideoPairs(Dataset):
 class _GaussianBlur(v2.GaussianBlur):
     """torchvision's blur, computed by OpenCV: on a CPU, at 224 pixels, in a tenth of the time."""
 
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+    def transform(self, inpt: UInt8[Tensor, "3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "3 h w"]:
         blurred = [cv2.GaussianBlur(plane, self.kernel_size, params["sigma"][0]) for plane in inpt.numpy()]
         return torch.from_numpy(np.stack(blurred))
 

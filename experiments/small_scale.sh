@@ -21,6 +21,6 @@ done
 
 # Real video and images, from the weights of the first pocket run.
 python train.py pocket --init $out/pocket_0/checkpoint.pt --video-dir "$data/DAVIS2016-240p/JPEGImages" \
-  --image-dir "$data/TinyImageNet/train" --learning-rate 5e-4 --estimator-learning-rate 5e-4 --epochs 30 \
-  --mask-warmup-epochs 0.1 --output-dir $out/davis
+  --image-dir "$data/TinyImageNet/train" --crop 192 192 --video-batch 2 --learning-rate 1e-3 \
+  --estimator-learning-rate 1e-3 --epochs 30 --mask-warmup-epochs 0.1 --output-dir $out/davis
 middlebury davis
