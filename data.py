@@ -267,7 +267,7 @@ class MovingShapes(Dataset):
         h, w = self.size
         n = 1 + int(rng.integers(1, self.max_shapes + 1))
         center = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
-        radius = min(h, w) * np.exp(rng.uniform(np.log(0.15), np.log(0.45), n))
+        radius = min(h, w) * np.exp(rng.uniform(np.log(0.2), np.log(0.6), n))
         center[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
         to_pixel, zoom = self._trajectories(rng, center, radius)
 

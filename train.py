@@ -141,8 +141,8 @@ PRESETS = {
         model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(256, 256, 64)),
         # For minutes instead of days. All of it ours, found by trial on two cores.
         loss=LossConfig(
-            # Both tasks move the encoder: at 0.1 VICReg's gradient is all of it, at 40 five times Eq. 3's. End-point error
-            # after 300 steps: 1.44 px at 40 (Eqs. 2, 5, 6 as loud as here), 1.36 at 200, flow alone 1.31 (zero flow 3.96).
+            # Both tasks move the encoder: at 0.1 VICReg's gradient is all of it, at 40 five times that of Eq. 3. Error
+            # after 300 steps: 1.44 px at 40 (Eqs. 2, 5, 6 as loud as here), 1.36 at 200, flow alone 1.31 (zero 3.96).
             flow_balance=200.0,
             # 75 is for crops of hundreds of pixels and a flow that is nearly right.
             smoothness=2.5,
@@ -352,11 +352,8 @@ class Plan(NamedTuple):
 
 def make_plan(config: Config, videos: Dataset, images: Dataset) -> Plan:
     """The epochs of a configuration in steps. An epoch is one pass over the images; for flow only, over the pairs."""
-    if config.task == "mjepa":
-        pass_over_data = len(videos) // config.video_batch
-    else:
-        pass_over_data = len(images) // config.image_batch
-    per_epoch = config.steps_per_epoch or max(pass_over_data, 1)
+    data, batch = (videos, config.video_batch) if config.task == "mjepa" else (images, config.image_batch)
+    per_epoch = config.steps_per_epoch or max(len(data) // batch, 1)
     total = config.epochs * per_epoch
     return Plan(
         per_epoch=per_epoch,

@@ -34,6 +34,7 @@ def run(monkeypatch, *arguments) -> None:
 
 def fails(monkeypatch, capsys, *arguments) -> str:
     """The one line on stderr of a run that must fail."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *arguments)
     print(stop.value, file=sys.stderr)  # as the interpreter does, which ends with exit code 1
@@ -68,8 +69,8 @@ def _model_and_batches(flow: bool) -> tuple[MCJEPA, dict]:
     torch.manual_seed(0)
     config = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(16, 16, 16))
     model = MCJEPA(config, LossConfig(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0)).double()
-    for level in model.estimator.levels:  # flows so long that the masks leave much out, in each pair another share
-        torch.nn.init.normal_(level.last.weight, std=0.1)
+    for level in model.estimator.levels:  # flows so short that masks leave out a part, in each pair another
+        torch.nn.init.normal_(level.last.weight, std=0.003)
     model.estimator.requires_grad_(flow)
     generator = torch.Generator().manual_seed(1)
 
@@ -111,7 +112,7 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow,
         firsts, seconds = (frames.split(1) for frames in batches["video"])
         pairs = zip(firsts, seconds, strict=True)
         shares = [float(model(video=pair).monitor["visible"]) for pair in pairs]
-        assert all(0.25 < share < 0.95 for share in shares) and max(shares) - min(shares) > 0.05
+        assert all(0.25 < share < 0.95 for share in shares) and max(shares) - min(shares) > 0.03
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-9 + 1e-5 * float(gradient.abs().max()))
 
