@@ -71,6 +71,9 @@ class LossConfig:
     """lambda of Eq. 4 (field: ARFlow)."""
     cycle: float = 0.2
     """Eq. 5 (second-hand)."""
+    coarse_reconstruction: float = 0.0
+    """Eq. 3's l1 at the coarser levels, their flows on images of their size (ours, ARFlow has it; off, as the paper has
+    no such term): on small crops the coarsest levels see hardly more than borders, and drift off unnoticed."""
     variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
     """Eq. 6 per level, coarsest first (second-hand; from which end it counts is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
@@ -151,6 +154,17 @@ def _per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     Otherwise the loss would depend on how pairs are spread over processes.
     """
     return mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+
+
+def _coarse_reconstruction(
+    images: Float[Tensor, "two_b 3 h w"], flows: list[Float[Tensor, "two_b 2 _ _"]]
+) -> Float[Tensor, ""]:
+    """The mean l1 distance between the frames, shrunk to a level's size, and the warped other frames, over levels."""
+    loss = images.new_zeros(())
+    for flow in flows:
+        small = F.adaptive_avg_pool2d(images, flow.shape[2:])
+        loss = loss + reconstruction_loss(small, warp(swap_frames(small), flow), l2=0.0, ssim=0.0)
+    return loss / len(flows)
 
 
 class MCJEPA(nn.Module):
@@ -284,6 +298,9 @@ class MCJEPA(nn.Module):
         terms["smoothness"] = (smoothness, balance * loss.smoothness)
         terms["cycle"] = (sum(cycle), balance * loss.cycle)
         terms["variance_covariance"] = (spread, balance * regularisation)
+        if loss.coarse_reconstruction:
+            coarse = _coarse_reconstruction(images, flows[:-1])
+            terms["coarse_reconstruction"] = (coarse, balance * loss.coarse_reconstruction)
         monitor["visible"] = visible_share
         monitor["flow_length"] = torch.hypot(*flow.detach().unbind(dim=1)).mean()
 

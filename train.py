@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -150,6 +151,8 @@ PRESETS = {
             # zero flow's without them, 0.296 with ten times these.
             regression=0.005,
             cycle=0.0025,
+            # Crops of 128 pixels are two pixels wide at stride 64: without it the coarse levels drift off unnoticed.
+            coarse_reconstruction=1.0,
             variance=(0.002,) * 6,
             covariance=(0.0001,) * 6,
             # At 25 embeddings rest at a deviation of 1 / (4 (1 - r)), r the correlation of the views, small at first.
@@ -271,12 +274,13 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> i
 
 def environment(world: int, device: torch.device) -> dict:
     """What the numbers of a run may depend on besides its configuration."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": git.stdout.strip() or None,
+        "git": commit or None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -463,7 +467,7 @@ def train(config: Config) -> None:
     model, optimizer = build(config, device)
     start = resume(config, model, optimizer) if config.resume else 0
     plan = make_plan(config, videos, images)
-    pairs = picture_pairs(config, videos, video_transform)
+    pairs = picture_pairs(config, videos, video_transform) if main else []
     if world > 1:
         if device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losses import ssim_distance
-from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, load_model
+from mcjepa import MCJEPA, LossConfig, ModelConfig, _coarse_reconstruction, load_checkpoint, load_model
 
 SMALL = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(32, 32, 32))
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
@@ -49,6 +49,35 @@ def test_either_batch_may_be_absent(absent):
 def test_without_any_batch_there_is_one_clear_error():
     with pytest.raises(ValueError, match="nothing to learn from"):
         small_model()()
+
+
+def test_coarse_reconstruction_compares_shrunk_frames_at_the_pixel_that_each_level_s_flow_points_to():
+    image_1, image_2 = torch.rand(2, 1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    flows = []  # (size of the level, flow of both frames): integers, so that the end of each pixel is a pixel
+    for size, (dx, dy) in ((4, (1, 0)), (8, (-2, 3))):
+        flow = torch.tensor((dx, dy), dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, size, size)
+        flows.append(torch.cat((flow, -flow)))
+    expected = 0.0
+    for flow in flows:
+        size, side = flow.shape[3], 32 // flow.shape[3]
+        small = [x[0].reshape(3, size, side, size, side).mean(dim=(2, 4)) for x in (image_1, image_2)]
+        total = 0.0
+        for frame in (0, 1):
+            for y in range(size):
+                for x in range(size):
+                    end_x = min(max(x + int(flow[frame, 0, y, x]), 0), size - 1)
+                    end_y = min(max(y + int(flow[frame, 1, y, x]), 0), size - 1)
+                    total += (small[frame][:, y, x] - small[1 - frame][:, end_y, end_x]).abs().sum().item()
+        expected += total / (2 * 3 * size * size) / len(flows)
+    result = _coarse_reconstruction(torch.cat((image_1, image_2)), flows)
+    assert result.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_coarse_reconstruction_is_a_term_only_where_it_has_a_coefficient():
+    losses = small_model(coarse_reconstruction=2.0, flow_balance=0.5)(video=pairs())
+    assert set(losses.unweighted) - set(FLOW_TERMS) == {"coarse_reconstruction"}
+    weighted, plain = (x["coarse_reconstruction"] for x in (losses.weighted, losses.unweighted))
+    torch.testing.assert_close(weighted, plain)
 
 
 def test_at_zero_flow_every_flow_term_is_the_plain_difference_of_the_frames():
