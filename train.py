@@ -384,7 +384,7 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
         for name, part in model.named_children()
     ]
     betas = (0.9, config.adam_beta2)
-    # fused: 5 ms a step instead of 23 in the pocket run
+    # fused: one pass over the parameters instead of a dozen
     return model, torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay, fused=True
     )
