@@ -14,8 +14,8 @@ done
 
 # One real pair and nothing else, from random weights.
 for scene in Venus RubberWhale; do
-  python train.py pocket --task mjepa --video-dir "$data/Middlebury/other-data/$scene" --crop 256 320 --video-batch 2 \
-    --output-dir $out/$scene
+  python train.py pocket --task mjepa --video-dir "$data/Middlebury/other-data/$scene" --crop 256 320 --video-batch 1 \
+    --loss.smoothness 1 --epochs 30 --output-dir $out/$scene
   middlebury $scene
 done
 
