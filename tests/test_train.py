@@ -230,6 +230,20 @@ def test_each_part_is_a_group_of_its_own_and_the_estimator_has_its_own_learning_
     assert {id(p) for p in grouped} == {id(p) for p in model.parameters()} and len(grouped) == len({*map(id, grouped)})
 
 
+def test_the_gradient_of_each_part_is_clipped_on_its_own(monkeypatch, tmp_path):
+    seen, step = [], torch.optim.AdamW.step
+
+    def spy(optimizer, *arguments):
+        for group in optimizer.param_groups:
+            seen.append(torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None]).item())
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    arguments = ["--output-dir", tmp_path / "run", "--max-steps", 1, "--clip-gradient", 0.01]
+    run(monkeypatch, *TINY, *arguments)
+    assert seen == pytest.approx([0.01, 0.01, 0.01], rel=1e-3)  # none has less because another is louder
+
+
 @pytest.mark.parametrize(("task", "per_epoch", "flow_start"), [("mcjepa", 20, 30), ("vicreg", 20, 30), ("mjepa", 5, 0)])
 def test_an_epoch_is_one_pass_over_the_images_and_for_flow_only_over_the_pairs(task, per_epoch, flow_start):
     config = train.Config(task=task, image_batch=10, video_batch=4, epochs=3, flow_start_epoch=1.5)
