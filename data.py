@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
@@ -415,7 +416,7 @@ def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """An image file as RGB. ValueError that names the file if it cannot be read."""
     try:
         return F.pil_to_tensor(pil_loader(str(path)))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image; replace or remove it") from error
 
 
@@ -508,6 +509,11 @@ class VideoPairs(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Where a pair comes from: the clip and the numbers of its two frames."""
+        path, *numbers = self.pairs[index]
+        return f"{path}, frames {numbers[0]} and {numbers[1]}"
 
     def __getitem__(self, index: int) -> Any:
         """(image_1, image_2), or what the transform makes of them."""
@@ -668,7 +674,11 @@ class Seeded(Dataset):
             item = self.dataset[index]
             if self.transform is None:
                 return item
-            return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
+            try:
+                return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
+            except ValueError as error:  # the transform does not know which file it has before it
+                name = self.dataset.name(index) if isinstance(self.dataset, VideoPairs) else f"item {index}"
+                raise ValueError(f"{name}: {error}") from error
 
 
 def _one_thread(worker: int) -> None:

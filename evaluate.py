@@ -185,7 +185,7 @@ def _read_kitti_png(path: Path) -> np.ndarray:
     """(value - 2^15) / 64 px; unknown pixels, where the third channel is 0, become NaN."""
     load_image(path)  # for its errors: OpenCV tells of a damaged file on stderr, in its own words
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.dtype != np.uint16 or stored.ndim != 3:
+    if stored is None or stored.dtype != np.uint16 or stored.shape[2:] != (3,):
         raise ValueError(f"{path}: not a flow of KITTI's format (a png of three 16-bit channels)")
     valid, y, x = cv2.split(stored)  # OpenCV gives blue, green, red; the file holds x, y, valid as red, green, blue
     flow = (np.stack([x, y], axis=-1).astype(np.float32) - 2**15) / 64
@@ -418,8 +418,8 @@ class FlowConfig:
     """Where flow.json, pictures and video go; files of the same name are replaced."""
     shapes_count: int = 200
     """The number of MovingShapes pairs."""
-    shapes_size: int = 128
-    """Their height and width in pixels."""
+    shapes_size: int = 192
+    """Their height and width in pixels (192: the crop of the pocket preset)."""
     scale: float = 1.0
     """The model sees the images resized by this factor; errors are in pixels of the originals all the same."""
     pictures: int = 8

@@ -158,8 +158,9 @@ class LevelEstimator(nn.Module):
         self.body = nn.Sequential(*layers)
         self.unit_length = "l2" in norm
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
-        # A first flow close to 0: random flows of a pixel already make the two directions disagree everywhere.
-        nn.init.normal_(self.last.weight, std=0.03)
+        # First outputs of about a quarter unit, whatever the width. Ten times smaller, the flow learns slower: error
+        # after 300 steps on MovingShapes 0.54 of zero flow's, with these 0.33.
+        nn.init.normal_(self.last.weight, std=0.36 / math.sqrt(9 * channels))
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
@@ -179,6 +180,9 @@ class FlowEstimator(nn.Module):
         context: the number of channels that a 1 x 1 convolution brings each frame's features to, beside the
             correlation, which sees all of them.
         clip: the flow's largest value in x and y, in pixels of the image.
+        unit: what an output of 1 means, at every level, in pixels of the image. (In pixels of its level, 0.25 at
+            stride 64 would already be 16 pixels of the image: noise that the finer levels must undo. PWC-Net also has
+            one unit for all levels, 20 pixels.)
 
     Raises:
         ValueError: for an unknown norm.
@@ -193,12 +197,13 @@ class FlowEstimator(nn.Module):
         radius: int = 4,
         context: int = 16,
         clip: float = 128.0,
+        unit: float = 16.0,
     ) -> None:
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"unknown estimator norm {norm!r}: choose one of {', '.join(NORMS)}")
         self.strides = [stride for stride in strides if stride >= 4]
-        self.radius, self.clip = radius, clip
+        self.radius, self.clip, self.unit = radius, clip, unit
         levels = len(self.strides)
         self.projections = nn.ModuleList(nn.Conv2d(c, context, 1) for c in channels[:levels])
         inputs = (2 * radius + 1) ** 2 + 2 * context + 2
@@ -233,6 +238,7 @@ def estimate_flow_pyramid(
         volume = F.leaky_relu(correlation(x, y, estimator.radius) * math.sqrt(x.shape[1]), 0.1)
         project = estimator.projections[level]
         update = estimator.levels[level](torch.cat((volume, project(x), project(y), flow), dim=1))
+        update = update.to(flow.dtype) * (estimator.unit / stride)  # a bf16 update, added in float32
         bound = estimator.clip / stride
-        flows.append((flow + update.to(flow.dtype)).clamp(-bound, bound))  # a bf16 update, added in float32
+        flows.append((flow + update).clamp(-bound, bound))
     return flows

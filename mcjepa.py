@@ -71,9 +71,9 @@ class LossConfig:
     """lambda of Eq. 4 (field: ARFlow)."""
     cycle: float = 0.2
     """Eq. 5 (second-hand)."""
-    coarse_reconstruction: float = 0.0
-    """Eq. 3's l1 at the coarser levels, their flows on images of their size (ours, ARFlow has it; off, as the paper has
-    no such term): on small crops the coarsest levels see hardly more than borders, and drift off unnoticed."""
+    coarse_levels: float = 0.0
+    """Eqs. 3 and 4 at the coarser levels too, on images shrunk to their size, each level half as loud as the next finer
+    one (field: ARFlow has them at several levels; off, as the paper has them at full size only)."""
     variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
     """Eq. 6 per level, coarsest first (second-hand; from which end it counts is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
@@ -89,7 +89,7 @@ class LossConfig:
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
     """How occluded pixels are found (paper: the first; field: UFlow has both)."""
     least_visible: float = 0.2
-    """A pair of which less than this share is visible counts unmasked: a mask must not switch the loss off (ours)."""
+    """A frame of which less than this share is visible counts unmasked: a mask must not switch the loss off (ours)."""
 
 
 class Losses(NamedTuple):
@@ -154,17 +154,6 @@ def _per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     Otherwise the loss would depend on how pairs are spread over processes.
     """
     return mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
-
-
-def _coarse_reconstruction(
-    images: Float[Tensor, "two_b 3 h w"], flows: list[Float[Tensor, "two_b 2 _ _"]]
-) -> Float[Tensor, ""]:
-    """The mean l1 distance between the frames, shrunk to a level's size, and the warped other frames, over levels."""
-    loss = images.new_zeros(())
-    for flow in flows:
-        small = F.adaptive_avg_pool2d(images, flow.shape[2:])
-        loss = loss + reconstruction_loss(small, warp(swap_frames(small), flow), l2=0.0, ssim=0.0)
-    return loss / len(flows)
 
 
 class MCJEPA(nn.Module):
@@ -286,23 +275,52 @@ class MCJEPA(nn.Module):
                 stride = self.encoder.strides[level]
                 monitor[f"deviation/stride_{stride}"] = everywhere.detach().std(dim=(0, 2, 3)).mean()
 
-            warped = warp(swap_frames(images), flow)
-            # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
-            inside = F.pad(_per_pair(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
-            reconstruction = reconstruction_loss(images, warped, _per_pair(visible), loss.l1, loss.l2, ssim=0.0)
-            reconstruction = reconstruction + reconstruction_loss(images, warped, inside, 0.0, 0.0, loss.ssim)
-            smoothness = smoothness_loss(flow / min(size), images, loss.edge_weight, loss.smoothness_order)
+            reconstruction, smoothness = self._image_terms(images, flow, visible)
+            if loss.coarse_levels:
+                coarse = self._coarse_levels(images, flows[:-1], visible)
+                terms["coarse_levels"] = (coarse, balance * loss.coarse_levels)
 
         terms["reconstruction"] = (reconstruction, balance * loss.reconstruction)
         terms["regression"] = (sum(regression), balance * loss.regression)
         terms["smoothness"] = (smoothness, balance * loss.smoothness)
         terms["cycle"] = (sum(cycle), balance * loss.cycle)
         terms["variance_covariance"] = (spread, balance * regularisation)
-        if loss.coarse_reconstruction:
-            coarse = _coarse_reconstruction(images, flows[:-1])
-            terms["coarse_reconstruction"] = (coarse, balance * loss.coarse_reconstruction)
         monitor["visible"] = visible_share
         monitor["flow_length"] = torch.hypot(*flow.detach().unbind(dim=1)).mean()
+
+    def _image_terms(
+        self,
+        images: Float[Tensor, "two_b 3 h w"],
+        flow: Float[Tensor, "two_b 2 h w"],
+        visible: Float[Tensor, "two_b 1 h w"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Eqs. 3 and 4, before their coefficients."""
+        loss = self.loss
+        warped = warp(swap_frames(images), flow)
+        # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
+        inside = F.pad(_per_pair(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
+        reconstruction = reconstruction_loss(images, warped, _per_pair(visible), loss.l1, loss.l2, ssim=0.0)
+        reconstruction = reconstruction + reconstruction_loss(images, warped, inside, 0.0, 0.0, loss.ssim)
+        size = flow.shape[2:]
+        return reconstruction, smoothness_loss(flow / min(size), images, loss.edge_weight, loss.smoothness_order)
+
+    def _coarse_levels(
+        self,
+        images: Float[Tensor, "two_b 3 h w"],
+        flows: list[Float[Tensor, "two_b 2 _ _"]],
+        visible: Float[Tensor, "two_b 1 h w"],
+    ) -> Float[Tensor, ""]:
+        """Eqs. 3 and 4 on images shrunk to the size of each flow, summed; each counts twice as much as the one before.
+
+        Flows of less than 4 x 4 are left out: SSIM has no value on the ring, which is nearly all of them.
+        """
+        total = images.new_zeros(())
+        for flow in flows:
+            if min(flow.shape[2:]) >= 4:
+                shrunk, visible_l = (F.adaptive_avg_pool2d(x, flow.shape[2:]) for x in (images, visible))
+                reconstruction, smoothness = self._image_terms(shrunk, flow, visible_l)
+                total = total / 2 + self.loss.reconstruction * reconstruction + self.loss.smoothness * smoothness
+        return total
 
     def _visible(
         self, flow: Float[Tensor, "two_b 2 h w"], masks: bool

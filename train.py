@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 import torchvision
 import tyro
-from jaxtyping import UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
@@ -131,9 +131,9 @@ PRESETS = {
         steps_per_epoch=100,
         flow_start_epoch=0.0,
         image_batch=16,
-        video_batch=4,
+        video_batch=2,
         image_size=64,
-        crop=(128, 128),
+        crop=(192, 192),
         learning_rate=2e-3,
         estimator_learning_rate=2e-3,
         warmup_epochs=0.3,
@@ -151,8 +151,7 @@ PRESETS = {
             # zero flow's without them, 0.296 with ten times these.
             regression=0.005,
             cycle=0.0025,
-            # Crops of 128 pixels are two pixels wide at stride 64: without it the coarse levels drift off unnoticed.
-            coarse_reconstruction=1.0,
+            coarse_levels=1.0,
             variance=(0.002,) * 6,
             covariance=(0.0001,) * 6,
             # At 25 embeddings rest at a deviation of 1 / (4 (1 - r)), r the correlation of the views, small at first.
@@ -186,17 +185,27 @@ def as_json(config: Config) -> dict:
 
 def check(config: Config, world: int) -> None:
     """Raises ValueError, in one line, for a configuration that cannot run, before anything is written."""
-    for name, batch in (("image", config.image_batch), ("video", config.video_batch)):
-        if batch % world:
+    batches = {"image": config.image_batch} if config.task != "mjepa" else {}
+    batches |= {"video": config.video_batch} if config.task != "vicreg" else {}
+    for name, batch in batches.items():
+        if batch < 1 or batch % world:
             raise ValueError(f"--{name}-batch {batch} cannot be spread over {world} processes: take a multiple")
-    if config.task != "mjepa" and config.image_batch < 2:
+    if batches.get("image", 2) < 2:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
-    if config.resume and config.init:
-        raise ValueError("--resume continues a run, --init starts a new one: give one of them")
-    if config.resume is None and (config.output_dir / "checkpoint.pt").exists():
+    for name in ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "image_size", "crop"):
+        value = getattr(config, name)
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < config.crop_scale[0] <= config.crop_scale[1]:
+        raise ValueError("--crop-scale takes the smaller factor first, both above 0")
+    if config.task == "mcjepa" and config.flow_start_epoch >= config.epochs:
+        raise ValueError(
+            f"--flow-start-epoch {config.flow_start_epoch:g} is not before the end at --epochs {config.epochs}: "
+            "start earlier, or take --task vicreg"
+        )
+    here = config.output_dir / "checkpoint.pt"
+    if here.exists() and (config.resume is None or not config.resume.exists() or not here.samefile(config.resume)):
         raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
-    if config.steps_per_epoch is not None and config.steps_per_epoch < 1 or config.epochs < 1:
-        raise ValueError("--epochs and --steps-per-epoch must be at least 1")
 
 
 def open_sources(config: Config) -> tuple[tuple[Dataset, object], tuple[Dataset, object]]:
@@ -255,12 +264,17 @@ def load_parts(model: MCJEPA, path: Path) -> None:
     absent = {key.split(".")[0] for key in missing.missing_keys}
     if missing.unexpected_keys or absent & {key.split(".")[0] for key in state}:
         raise ValueError(f"--init {path}: another configuration of the model (encoder or sizes differ)")
-    print(f"weights from {path}" + (f"; it has no {' and no '.join(sorted(absent))}: starts anew" if absent else ""))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(
+            f"weights from {path}" + (f"; it has no {' and no '.join(sorted(absent))}: starts anew" if absent else "")
+        )
 
 
 def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> int:
     """`--resume`: model, optimizer and random states as they were; returns the number of steps done."""
     checkpoint = load_checkpoint(config.resume)
+    if not {"optimizer", "random"} <= checkpoint.keys():
+        raise ValueError(f"--resume {config.resume}: holds weights only; start a new run from them with --init")
     old, new = checkpoint["config"], as_json(config)
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
     if differing:
@@ -302,10 +316,12 @@ class Log:
         (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
         self.metrics = self.folder / "metrics.jsonl"
         if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
-            lines = [line for line in self.metrics.read_text().splitlines(True) if json.loads(line)["step"] <= start]
+            lines = self.metrics.read_text().splitlines(True)
+            if lines and not lines[-1].endswith("\n"):  # the machine stopped while it was written
+                lines.pop()
             with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(lines))
-        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start)
+                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -372,7 +388,7 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     """The model, and AdamW over its parts, each a group by name; the estimator has a learning rate apart."""
     torch.manual_seed(config.seed)
     model = MCJEPA(config.model, config.loss, config.task, config.backbone)
-    if config.init:
+    if config.init and not config.resume:  # a run that goes on has those weights behind it
         load_parts(model, config.init)
     model.to(device)
     groups = [
@@ -403,9 +419,57 @@ def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimi
         torch.save(state, temporary)
 
 
-def measured(losses: Losses, norms: dict[str, Tensor]) -> dict[str, float]:
+def take_step(
+    config: Config,
+    plan: Plan,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    video: tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]] | None,
+    views: tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 3 s s"]] | None,
+) -> tuple[Losses, dict[str, Tensor]]:
+    """Step number `step`: schedules, forward, backward, clipping, update.
+
+    Args:
+        model: MCJEPA, or DDP around it.
+        video, views: this process's batches; None for a task that does not learn in this step.
+
+    Returns:
+        The losses, and the norm of each part's gradient before it was clipped.
+
+    Raises:
+        ValueError: if the loss or a gradient is not finite; the weights are left as they were.
+    """
+    factor = schedule(config, (step + 1) / plan.per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+    flow_steps = step - plan.flow_start
+    kind = optimizer.param_groups[0]["params"][0].device.type
+    bfloat16 = config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
+        losses = model(
+            video=video,
+            views=views,
+            masks=flow_steps >= plan.mask_warmup,
+            regularisation=min((flow_steps + 1) / plan.regularisation_warmup, 1.0),
+        )
+    if not math.isfinite(losses.total.item()):
+        bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
+        raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    norms = {g["name"]: clip_grad_norm_(g["params"], config.clip_gradient) for g in optimizer.param_groups}
+    bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    if bad:
+        raise ValueError(f"step {step}: the gradient of {', '.join(bad)} is not finite; lower the learning rates")
+    optimizer.step()
+    return losses, norms
+
+
+def measured(losses: Losses, norms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The numbers of one step, by the names that they have in metrics.jsonl."""
-    numbers = {"total": losses.total.item()}
+    numbers = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
+    numbers["total"] = losses.total.item()
     numbers |= {f"loss/{name}": value.item() for name, value in losses.unweighted.items()}
     numbers |= {f"weighted/{name}": value.item() for name, value in losses.weighted.items()}
     numbers |= {name: value.item() for name, value in losses.monitor.items()}
@@ -456,6 +520,10 @@ def train(config: Config) -> None:
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"--nproc_per_node is larger than the number of GPUs, {torch.cuda.device_count()}: lower it"
+            )
         torch.cuda.set_device(device)
     learn_flow, learn_content = config.task != "vicreg", config.task != "mjepa"
     (videos, video_transform), (images, image_transform) = open_sources(config)
@@ -470,7 +538,7 @@ def train(config: Config) -> None:
     pairs = picture_pairs(config, videos, video_transform) if main else []
     if world > 1:
         if device.type == "cuda":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with closing(Log(config, start, plan.last, main)) as log:
         if main:
@@ -485,7 +553,6 @@ def train(config: Config) -> None:
 
         image_batches = batches(images, image_transform, config.image_batch, start) if learn_content else None
         video_batches, parallel = None, model
-        bfloat16 = config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         since, seen = time.perf_counter(), start
         for step in range(start, plan.last):
             flow_steps = step - plan.flow_start
@@ -499,44 +566,29 @@ def train(config: Config) -> None:
                     devices = [device.index] if device.type == "cuda" else None
                     parallel = DistributedDataParallel(model, device_ids=devices)
 
-            factor = schedule(config, (step + 1) / plan.per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["initial_lr"]
-
             video, views = (
                 tuple(x.to(device, non_blocking=True) for x in next(source)) if source is not None else None
                 for source in (video_batches, image_batches)
             )
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                losses = parallel(
-                    video=video,
-                    views=views,
-                    masks=flow_steps >= plan.mask_warmup,
-                    regularisation=min((flow_steps + 1) / plan.regularisation_warmup, 1.0),
-                )
-            if not math.isfinite(losses.total.item()):
-                bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
-                raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            norms = {g["name"]: clip_grad_norm_(g["params"], config.clip_gradient) for g in optimizer.param_groups}
-            optimizer.step()
+            losses, norms = take_step(config, plan, step, parallel, optimizer, video, views)
 
             done = step + 1
             log.advance()
             if done % config.log_every == 0 or done == plan.last:
                 seconds = (time.perf_counter() - since) / (done - seen)
                 since, seen = time.perf_counter(), done
-                numbers = {"epoch": done / plan.per_epoch, "learning_rate_factor": factor} | measured(losses, norms)
+                numbers = {"epoch": done / plan.per_epoch} | measured(losses, norms, optimizer)
                 numbers["pairs_per_second"] = config.video_batch / seconds if video else 0.0
                 numbers["images_per_second"] = config.image_batch / seconds if views else 0.0
                 log.write(done, numbers)
                 log.advance(0, shown(numbers))
             epoch_ends = done % plan.per_epoch == 0 or done == plan.last
+            if main and epoch_ends and learn_flow:  # before `save`: a stop in between repeats it, and loses nothing
+                end_of_epoch(config, model, pairs, log, done, math.ceil(done / plan.per_epoch))
             if main and (epoch_ends or done % config.checkpoint_every == 0):
                 save(config, done, model, optimizer)
-            if main and epoch_ends and learn_flow:
-                end_of_epoch(config, model, pairs, log, done, math.ceil(done / plan.per_epoch))
+            if epoch_ends:
+                since, seen = time.perf_counter(), done
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
     if world > 1:

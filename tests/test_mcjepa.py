@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import ssim_distance
-from mcjepa import MCJEPA, LossConfig, ModelConfig, _coarse_reconstruction, load_checkpoint, load_model
+from flow import warp
+from losses import reconstruction_loss, smoothness_loss, ssim_distance
+from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, load_model
 
 SMALL = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(32, 32, 32))
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
@@ -39,6 +40,26 @@ def test_coefficients_multiply_terms_and_the_balance_multiplies_the_flow_terms_o
     torch.testing.assert_close(losses.weighted["invariance"], 5.0 * losses.unweighted["invariance"])
 
 
+def test_regularisation_multiplies_eq_6_alone():
+    half, whole = (small_model()(pairs(), pairs(4), regularisation=share) for share in (0.5, 1.0))
+    for name, value in whole.weighted.items():
+        share = 0.5 if name == "variance_covariance" else 1.0
+        torch.testing.assert_close(half.weighted[name], share * value)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("encoder", ["convnext_tiny", "resnet50"])
+def test_the_large_encoders_take_a_step_of_both_tasks(encoder, bfloat16):
+    torch.manual_seed(0)
+    model = MCJEPA(ModelConfig(encoder=encoder, estimator_factor=0.25, expander=(32, 32, 32)))
+    video, views = (tuple(x.float() for x in batch) for batch in (pairs(1, 64, 96), pairs(4)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        losses = model(video=video, views=views)
+    losses.total.backward()
+    assert losses.total.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("absent", ["video", "views"])
 def test_either_batch_may_be_absent(absent):
     batches = {"video": pairs(), "views": pairs(4)}
@@ -51,32 +72,30 @@ def test_without_any_batch_there_is_one_clear_error():
         small_model()()
 
 
-def test_coarse_reconstruction_compares_shrunk_frames_at_the_pixel_that_each_level_s_flow_points_to():
-    image_1, image_2 = torch.rand(2, 1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    flows = []  # (size of the level, flow of both frames): integers, so that the end of each pixel is a pixel
-    for size, (dx, dy) in ((4, (1, 0)), (8, (-2, 3))):
-        flow = torch.tensor((dx, dy), dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, size, size)
-        flows.append(torch.cat((flow, -flow)))
+def test_coarse_levels_are_eqs_3_and_4_on_shrunk_images_the_finer_the_louder():
+    model = small_model(smoothness=0.7, reconstruction=1.3)
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=generator)
+    visible = (torch.rand(4, 1, 32, 32, dtype=torch.float64, generator=generator) > 0.4).double()
+    flows = [torch.randn(4, 2, side, side, dtype=torch.float64, generator=generator) for side in (3, 4, 8)]
     expected = 0.0
-    for flow in flows:
-        size, side = flow.shape[3], 32 // flow.shape[3]
-        small = [x[0].reshape(3, size, side, size, side).mean(dim=(2, 4)) for x in (image_1, image_2)]
-        total = 0.0
-        for frame in (0, 1):
-            for y in range(size):
-                for x in range(size):
-                    end_x = min(max(x + int(flow[frame, 0, y, x]), 0), size - 1)
-                    end_y = min(max(y + int(flow[frame, 1, y, x]), 0), size - 1)
-                    total += (small[frame][:, y, x] - small[1 - frame][:, end_y, end_x]).abs().sum().item()
-        expected += total / (2 * 3 * size * size) / len(flows)
-    result = _coarse_reconstruction(torch.cat((image_1, image_2)), flows)
-    assert result.item() == pytest.approx(expected, rel=1e-12)
+    for weight, flow in ((0.5, flows[1]), (1.0, flows[2])):  # the map of 3 x 3 is left out
+        side = flow.shape[3]
+        cells = (4, -1, side, 32 // side, side, 32 // side)
+        shrunk, seen = (x.reshape(cells).mean(dim=(3, 5)) for x in (images, visible))
+        warped = warp(shrunk[[2, 3, 0, 1]], flow)
+        reconstruction = 0.0
+        for i in range(4):  # the mean over pairs of each pair's masked mean
+            pair = shrunk[i : i + 1], warped[i : i + 1], seen[i : i + 1]
+            reconstruction += reconstruction_loss(*pair).item() / 4
+        expected += weight * (1.3 * reconstruction + 0.7 * smoothness_loss(flow / side, shrunk).item())
+    assert model._coarse_levels(images, flows, visible).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_coarse_reconstruction_is_a_term_only_where_it_has_a_coefficient():
-    losses = small_model(coarse_reconstruction=2.0, flow_balance=0.5)(video=pairs())
-    assert set(losses.unweighted) - set(FLOW_TERMS) == {"coarse_reconstruction"}
-    weighted, plain = (x["coarse_reconstruction"] for x in (losses.weighted, losses.unweighted))
+def test_coarse_levels_are_a_term_only_where_they_have_a_coefficient():
+    losses = small_model(coarse_levels=2.0, flow_balance=0.5)(video=pairs())
+    assert set(losses.unweighted) - set(FLOW_TERMS) == {"coarse_levels"}
+    weighted, plain = (x["coarse_levels"] for x in (losses.weighted, losses.unweighted))
     torch.testing.assert_close(weighted, plain)
 
 

@@ -68,9 +68,11 @@ def write_frames(folder: Path, count: int, size=(80, 96), seed=0) -> Path:
 def _model_and_batches(flow: bool) -> tuple[MCJEPA, dict]:
     torch.manual_seed(0)
     config = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(16, 16, 16))
-    model = MCJEPA(config, LossConfig(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0)).double()
+    model = MCJEPA(
+        config, LossConfig(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0, coarse_levels=0.5)
+    ).double()
     for level in model.estimator.levels:  # flows so short that masks leave out a part, in each pair another
-        torch.nn.init.normal_(level.last.weight, std=0.003)
+        torch.nn.init.normal_(level.last.weight, std=0.0012)
     model.estimator.requires_grad_(flow)
     generator = torch.Generator().manual_seed(1)
 
@@ -171,6 +173,39 @@ def test_a_resume_from_another_configuration_names_the_fields_and_loses_nothing(
     assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_a_resume_takes_back_the_lines_after_the_checkpoint_and_one_that_was_cut(monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 3)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "total": 1.0}\n{"step": 6, "tot')
+    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 4, "--resume")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == [1, 2, 3, 4]
+
+
+def test_a_resume_from_elsewhere_does_not_overwrite_the_run_that_lies_here(monkeypatch, tmp_path, capsys):
+    for name in ("a", "b"):
+        run(monkeypatch, *TINY, "--output-dir", tmp_path / name, "--max-steps", 1)
+    elsewhere = ["--resume", tmp_path / "a/checkpoint.pt", "--output-dir", tmp_path / "b"]
+    assert "already holds a run" in fails(monkeypatch, capsys, *TINY, *elsewhere)
+    run(monkeypatch, *TINY, *elsewhere[:2], "--output-dir", tmp_path / "c", "--max-steps", 2)
+    assert torch.load(tmp_path / "c/checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_a_stop_between_an_epoch_s_measurement_and_its_checkpoint_loses_neither(monkeypatch, tmp_path):
+    def stop(*arguments):
+        raise OSError("the disk is full")
+
+    folder, save = tmp_path / "run", train.save
+    monkeypatch.setattr(train, "save", stop)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
+    monkeypatch.setattr(train, "save", save)
+    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum("validation/epe" in line for line in lines) == 1 and (folder / "pictures/epoch_001.png").exists()
+
+
 # ------------------------------------------------------------------------------------------------- what a run leaves
 
 
@@ -200,6 +235,8 @@ def test_real_frames_and_images_train_from_an_initial_checkpoint(monkeypatch, tm
     arguments = ["--video-dir", clips, "--image-dir", images, "--init", tmp_path / "first/checkpoint.pt"]
     run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 2)
     assert "it has no expander" in capsys.readouterr().out
+    run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 3, "--resume")
+    assert "weights from" not in capsys.readouterr().out  # the same command goes on; it does not begin again
     assert load_model(tmp_path / "second/checkpoint.pt")
 
 
@@ -219,6 +256,42 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     config = train.Config(epochs=100, warmup_epochs=10)
     factors = [train.schedule(config, epoch) for epoch in (0, 5, 10, 55, 100)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
+
+
+def test_every_step_gets_its_learning_rates_its_masks_and_its_share_of_eq_6(monkeypatch, tmp_path):
+    seen, forward = [], MCJEPA.forward
+
+    def spy(model, video=None, views=None, masks=True, regularisation=1.0):
+        seen.append((video is not None, masks, regularisation))
+        return forward(model, video, views, masks, regularisation)
+
+    monkeypatch.setattr(MCJEPA, "forward", spy)
+    late = ["--flow-start-epoch", 0.5, "--regularisation-warmup-epochs", 1, "--mask-warmup-epochs", 0.75]
+    rates = ["--learning-rate", 0.01, "--estimator-learning-rate", 0.002, "--warmup-epochs", 1]
+    folder = tmp_path / "run"
+    run(monkeypatch, *TINY, *late, *rates, "--output-dir", folder, "--max-steps", 7, "--validation-pairs", 0)
+    # Four steps an epoch; the flow starts at step 2, its masks at step 5, and Eq. 6 is whole at step 5.
+    flow, masks, shares = zip(*seen, strict=True)
+    assert flow == (False,) * 2 + (True,) * 5
+    assert masks == (False,) * 5 + (True,) * 2
+    assert shares[2:] == (0.25, 0.5, 0.75, 1.0, 1.0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name, full in (("encoder", 0.01), ("expander", 0.01), ("estimator", 0.002)):
+        used = [line[f"learning_rate/{name}"] for line in lines if "total" in line]
+        assert used[:4] == pytest.approx([full / 4, full / 2, full * 3 / 4, full])
+        assert used[4:] == sorted(used[4:], reverse=True) and used[4] < full
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(monkeypatch, capsys, tmp_path):
+    model, optimizer = train.build(config := train.read_config(TINY), torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" not in name}
+    model.expander[0].weight.register_hook(lambda gradient: gradient * float("nan"))
+    views = tuple(torch.rand(2, 4, 3, 32, 32))
+    plan = train.make_plan(config, range(10), range(10))
+    with pytest.raises(ValueError, match="gradient of expander is not finite"):
+        train.take_step(config, plan, 0, model, optimizer, None, views)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "num_batches" not in name)
 
 
 def test_each_part_is_a_group_of_its_own_and_the_estimator_has_its_own_learning_rate():
@@ -275,9 +348,20 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
         (write_frames(folder / "clip", 2) / "001.png").write_text("no picture")
         return ["--video-dir", folder / "clip"], "001.png"
     if kind == "image smaller than the crop":
-        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "--crop"
+        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "clip, frames 0 and 1: an image of"
     if kind == "unknown preset":
         return ["packet"], "unknown preset 'packet'"
+    if kind == "flow that never starts":
+        return ["--flow-start-epoch", 5], "--flow-start-epoch 5 is not before the end"
+    if kind == "log every 0 steps":
+        return ["--log-every", 0], "--log-every must be at least 1"
+    if kind == "crop of no height":
+        return ["--crop", 0, 64], "--crop must be at least 1"
+    if kind == "crop scale upside down":
+        return ["--crop-scale", 1.0, 0.5], "--crop-scale"
+    if kind == "weights without an optimizer":
+        torch.save({"model": {}, "config": {}, "step": 0}, folder / "weights.pt")
+        return ["--resume", folder / "weights.pt"], "holds weights only"
     if kind == "missing checkpoint":
         return ["--init", folder / "none.pt"], "none.pt"
     return ["--image-batch", 1], "--image-batch"
@@ -288,7 +372,8 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
     [
         "missing folder", "folder without frames", "folder without images", "clip of one frame",
         "frames of different sizes", "text file named .png", "image smaller than the crop", "unknown preset",
-        "missing checkpoint", "image batch of one",
+        "missing checkpoint", "image batch of one", "flow that never starts", "log every 0 steps", "crop of no height",
+        "crop scale upside down", "weights without an optimizer",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 1])
@@ -306,6 +391,7 @@ def test_more_processes_than_pairs_and_an_unknown_flag_stop_without_a_traceback(
     monkeypatch.setenv("WORLD_SIZE", "4")
     line = fails(monkeypatch, capsys, *TINY, "--output-dir", tmp_path / "run")
     assert "--video-batch 2 cannot be spread over 4 processes" in line
+    train.check(train.read_config([*TINY, "--task", "vicreg"]), world=4)  # which takes no pairs
     monkeypatch.delenv("WORLD_SIZE")
     done = command("pocket", "--no-such-flag", "1")
     assert done.returncode != 0 and "Traceback" not in done.stderr and "no-such-flag" in done.stdout + done.stderr
