@@ -238,6 +238,9 @@ class MovingShapes(Dataset):
     def __len__(self) -> int:
         return self.length
 
+    def name(self, index: int) -> str:
+        return f"MovingShapes {index}"
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene = self._scene(index)
         images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
@@ -433,6 +436,9 @@ class ImageFiles(Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return load_image(self.paths[index])
@@ -677,7 +683,7 @@ class Seeded(Dataset):
             try:
                 return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
             except ValueError as error:  # the transform does not know which file it has before it
-                name = self.dataset.name(index) if isinstance(self.dataset, VideoPairs) else f"item {index}"
+                name = self.dataset.name(index) if hasattr(self.dataset, "name") else f"item {index}"
                 raise ValueError(f"{name}: {error}") from error
 
 

@@ -43,6 +43,8 @@ class ModelConfig:
     """Scales the widths of the flow estimator (paper, Table 3: 2 is the default, 8M parameters)."""
     estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"
     """Normalisation inside the estimator (paper, Table 3: LayerNorm)."""
+    estimator_unit: float = 16.0
+    """What an output of 1 of the estimator means at every level, pixels of the image (ours; PWC-Net has 20)."""
     flow_clip: float = 128.0
     """The largest flow in x and y, pixels of the image (second-hand)."""
     expander: tuple[int, ...] = (8192, 8192, 8192)
@@ -72,8 +74,9 @@ class LossConfig:
     cycle: float = 0.2
     """Eq. 5 (second-hand)."""
     coarse_levels: float = 0.0
-    """Eqs. 3 and 4 at the coarser levels too, on images shrunk to their size, each level half as loud as the next finer
-    one (field: ARFlow has them at several levels; off, as the paper has them at full size only)."""
+    """Eqs. 3 and 4, with their coefficients, at the coarser levels too, on images shrunk to their size. At 1 the finest
+    of them counts as much as the full size, each coarser one half as much (field: ARFlow has them at several levels;
+    off, as the paper has them at full size only)."""
     variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
     """Eq. 6 per level, coarsest first (second-hand; from which end it counts is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
@@ -182,7 +185,12 @@ class MCJEPA(nn.Module):
         self.estimator = None
         if task != "vicreg":
             self.estimator = FlowEstimator(
-                channels, strides, config.estimator_factor, config.estimator_norm, clip=config.flow_clip
+                channels,
+                strides,
+                config.estimator_factor,
+                config.estimator_norm,
+                clip=config.flow_clip,
+                unit=config.estimator_unit,
             )
         self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -310,7 +318,8 @@ class MCJEPA(nn.Module):
         flows: list[Float[Tensor, "two_b 2 _ _"]],
         visible: Float[Tensor, "two_b 1 h w"],
     ) -> Float[Tensor, ""]:
-        """Eqs. 3 and 4 on images shrunk to the size of each flow, summed; each counts twice as much as the one before.
+        """Eqs. 3 and 4 with their coefficients, on images shrunk to the size of each flow; each counts twice as much as
+        the one before.
 
         Flows of less than 4 x 4 are left out: SSIM has no value on the ring, which is nearly all of them.
         """

@@ -6,7 +6,7 @@ out=$1
 python3 -m pip install -q --no-index --no-deps --target /tmp/site .pack/wheels/*.whl
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1
 mkdir -p /tmp/data && for part in .pack/*.tar; do tar -xf "$part" -C /tmp/data; done
-common=(paper --workers 12 --epochs 10 --flow-start-epoch 0 --warmup-epochs 0.5 --mask-warmup-epochs 3
+common=(paper --workers 12 --checkpoint-every 25 --epochs 10 --flow-start-epoch 0 --warmup-epochs 0.5 --mask-warmup-epochs 3
   --video-batch 16 --image-batch 256 --image-size 128 --estimator-learning-rate 3e-4
   --loss.flow-balance 4 --loss.smoothness 2.5 --loss.regression 0.05 --loss.cycle 0.02
   --loss.variance 0.02 0.02 0.02 0.02 0.02 0.02 --loss.covariance 0.001 0.001 0.001 0.001 0.001 0.001)

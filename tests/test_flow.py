@@ -543,7 +543,7 @@ def test_a_pairs_flow_does_not_depend_on_the_rest_of_the_batch_nor_on_its_order(
 
 def test_the_flow_sees_features_standardised_over_both_frames_of_a_pair():
     """An offset and a scale per channel, the same in both frames, change nothing; in one frame alone they do."""
-    estimator = loud(estimator_of())
+    estimator = loud(estimator_of(), 7.0)
     source, target = pyramid(0, 1, 64, 96), pyramid(10, 1, 64, 96)
     offsets = [5 * normal(20, 1, c, 1, 1).float() for c in SMALL_CHANNELS]
     scales = [0.2 + 5 * uniform(21, 1, c, 1, 1).float() for c in SMALL_CHANNELS]
@@ -589,6 +589,28 @@ def test_each_level_adds_to_the_flow_of_the_coarser_one():
     assert flows[0].abs().mean() > 0.05
     for coarse, fine in zip(flows[:-1], flows[1:], strict=True):
         torch.testing.assert_close(fine, resize_flow(coarse, tuple(fine.shape[2:])))
+
+
+def test_an_output_of_one_means_sixteen_pixels_of_the_image_at_every_level():
+    for unit, options in ((16.0, {}), (3.0, {"unit": 3.0})):
+        for loud_level, stride in enumerate(STRIDES[:5]):
+            estimator = estimator_of(**options)
+            with torch.no_grad():
+                for number, level in enumerate(estimator.levels):
+                    level.last.weight.zero_()
+                    level.last.bias.copy_(torch.tensor((1.0, -0.5)) * (number == loud_level))
+            flow = estimate_flow_pyramid(estimator, pyramid(0, 1, 128, 128), pyramid(10, 1, 128, 128))[loud_level]
+            for channel, expected in enumerate((unit, -0.5 * unit)):
+                torch.testing.assert_close(flow[:, channel] * stride, torch.full_like(flow[:, channel], expected))
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "l2", "layer+l2"])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_the_first_outputs_of_every_level_are_about_a_quarter_whatever_the_width_and_norm(factor, norm):
+    estimator = estimator_of(factor=factor, norm=norm)
+    inputs = torch.randn(2, 81 + 32 + 2, 16, 16)
+    for level in estimator.levels:
+        assert 0.1 < level(inputs).square().mean().sqrt() < 0.6
 
 
 def test_flows_are_clipped_to_128_pixels_of_the_image():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,18 @@ def test_a_resume_from_another_configuration_names_the_fields_and_loses_nothing(
     assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_a_resume_brings_back_every_generator_of_random_numbers(monkeypatch, tmp_path):
+    run(monkeypatch, *TINY, "--output-dir", tmp_path / "run", "--max-steps", 1)
+    config = train.read_config([*TINY, "--output-dir", str(tmp_path / "run"), "--resume"])
+    drawn = []
+    for seed in (1, 2):
+        model, optimizer = train.build(config, torch.device("cpu"))
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        train.resume(config, model, optimizer)
+        drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]
+
+
 def test_a_resume_takes_back_the_lines_after_the_checkpoint_and_one_that_was_cut(monkeypatch, tmp_path):
     folder = tmp_path / "run"
     run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 3)
@@ -188,22 +201,44 @@ def test_a_resume_from_elsewhere_does_not_overwrite_the_run_that_lies_here(monke
         run(monkeypatch, *TINY, "--output-dir", tmp_path / name, "--max-steps", 1)
     elsewhere = ["--resume", tmp_path / "a/checkpoint.pt", "--output-dir", tmp_path / "b"]
     assert "already holds a run" in fails(monkeypatch, capsys, *TINY, *elsewhere)
+    assert "no such checkpoint" in fails(monkeypatch, capsys, *TINY, "--resume", tmp_path / "no.pt")
     run(monkeypatch, *TINY, *elsewhere[:2], "--output-dir", tmp_path / "c", "--max-steps", 2)
     assert torch.load(tmp_path / "c/checkpoint.pt", weights_only=True)["step"] == 2
 
 
-def test_a_stop_between_an_epoch_s_measurement_and_its_checkpoint_loses_neither(monkeypatch, tmp_path):
-    def stop(*arguments):
-        raise OSError("the disk is full")
+def test_a_stop_between_an_epoch_s_checkpoint_and_its_measurement_loses_neither(monkeypatch, tmp_path):
+    folder, end_of_epoch = tmp_path / "run", train.end_of_epoch
 
-    folder, save = tmp_path / "run", train.save
-    monkeypatch.setattr(train, "save", stop)
+    def stop(*arguments):
+        raise OSError("stopped")
+
+    monkeypatch.setattr(train, "end_of_epoch", stop)
     with pytest.raises(SystemExit):
-        run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
-    monkeypatch.setattr(train, "save", save)
-    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
+        run(monkeypatch, *TINY, "--output-dir", folder, "--epochs", 1)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 4
+    monkeypatch.setattr(train, "end_of_epoch", end_of_epoch)
+    before = (folder / "environment.json").stat().st_mtime_ns
+    for _ in range(2):  # the second time there is nothing left to do
+        run(monkeypatch, *TINY, "--output-dir", folder, "--epochs", 1, "--resume")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert sum("validation/epe" in line for line in lines) == 1 and (folder / "pictures/epoch_001.png").exists()
+    assert [line["step"] for line in lines if "validation/epe" in line] == [4]
+    assert (folder / "pictures/epoch_001.png").exists()
+    assert (folder / "environment.json").stat().st_mtime_ns == before  # the record is that of the steps taken
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_kept(monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
+    before = (folder / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit, match="checkpoint.pt: cannot be written; is the disk full"):
+        run(monkeypatch, *TINY, "--output-dir", folder, "--resume")
+    assert (folder / "checkpoint.pt").read_bytes() == before and not list(folder.glob(".partial-*"))
 
 
 # ------------------------------------------------------------------------------------------------- what a run leaves
@@ -237,6 +272,9 @@ def test_real_frames_and_images_train_from_an_initial_checkpoint(monkeypatch, tm
     assert "it has no expander" in capsys.readouterr().out
     run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 3, "--resume")
     assert "weights from" not in capsys.readouterr().out  # the same command goes on; it does not begin again
+    run(monkeypatch, *TINY, *arguments[:4], "--output-dir", tmp_path / "second", "--max-steps", 4, "--resume")
+    recorded = json.loads((tmp_path / "second/config.json").read_text())
+    assert recorded["init"] == str(tmp_path / "first/checkpoint.pt")
     assert load_model(tmp_path / "second/checkpoint.pt")
 
 
@@ -355,6 +393,12 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
         return ["--flow-start-epoch", 5], "--flow-start-epoch 5 is not before the end"
     if kind == "log every 0 steps":
         return ["--log-every", 0], "--log-every must be at least 1"
+    if kind == "no pairs":
+        return ["--video-batch", 0], "batches must be at least 1"
+    if kind == "fewer than no workers":
+        return ["--workers", -1], "--workers"
+    if kind == "estimator of no width":
+        return ["--model.estimator-factor", 0], "factor 0 leaves no channels"
     if kind == "crop of no height":
         return ["--crop", 0, 64], "--crop must be at least 1"
     if kind == "crop scale upside down":
@@ -373,7 +417,8 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
         "missing folder", "folder without frames", "folder without images", "clip of one frame",
         "frames of different sizes", "text file named .png", "image smaller than the crop", "unknown preset",
         "missing checkpoint", "image batch of one", "flow that never starts", "log every 0 steps", "crop of no height",
-        "crop scale upside down", "weights without an optimizer",
+        "no pairs", "fewer than no workers", "estimator of no width", "crop scale upside down",
+        "weights without an optimizer",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("workers", [0, 1])
