@@ -25,5 +25,5 @@ done
 # Real video and images, from the weights of the first pocket run.
 python train.py pocket --init $out/pocket_0/checkpoint.pt --video-dir "$data/DAVIS2016-240p/JPEGImages" \
   --image-dir "$data/TinyImageNet/train" --crop 192 256 --learning-rate 1e-3 --estimator-learning-rate 1e-3 \
-  --epochs 26 --mask-warmup-epochs 0.1 "${real[@]}" --output-dir $out/davis
+  --epochs 16 --mask-warmup-epochs 0.1 "${real[@]}" --output-dir $out/davis
 middlebury davis
