@@ -101,7 +101,8 @@ def forward_backward_mask(
     """True where a pixel is seen in both frames: there the flow and the reverse flow at its end cancel out.
 
     |f + b(f)|^2 < alpha1 (|f|^2 + |b(f)|^2) + alpha2 (Sundaram et al., 2010; UnFlow and ARFlow for the numbers), where
-    b is 0 outside of the other frame: a pixel that leaves it is occluded, unless it does so by less than sqrt(alpha2).
+    b fades to 0 within a pixel outside of the other frame: a pixel that leaves it is occluded, unless its flow is
+    shorter than about sqrt(alpha2), or it leaves by a small part of a pixel (0.15 px at a flow of 10 px).
     Carries no gradient.
 
     Args:
@@ -160,8 +161,8 @@ class LevelEstimator(nn.Module):
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
         # First outputs of about a quarter unit, whatever the width and norm. Ten times smaller, the flow learns slower:
         # error after 300 steps on MovingShapes 0.54 of zero flow's, with these 0.33.
-        size = 3.0 if self.unit_length else 0.7 * math.sqrt(9 * channels)  # of what a 3 x 3 window of inputs holds
-        nn.init.normal_(self.last.weight, std=0.25 / size)
+        length = 3.0 if self.unit_length else 0.7 * math.sqrt(9 * channels)  # of the 3 x 3 pixels that an output sees
+        nn.init.normal_(self.last.weight, std=0.25 / length)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
@@ -172,6 +173,8 @@ class LevelEstimator(nn.Module):
 
 class FlowEstimator(nn.Module):
     """g of Eq. 1: one `LevelEstimator` for each level of a pyramid down to stride 4.
+
+    Without a forward of its own: `estimate_flow_pyramid` runs it.
 
     Args:
         channels, strides: of the pyramid's levels, coarsest first; levels finer than stride 4 are left out.

@@ -24,13 +24,17 @@ def regression_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 2 at one level of the pyramid: the features of a frame against those of the other frame, warped onto it.
 
+    No stop-gradient: both arguments get a gradient, and through `warped` the flow does. Constant features would make
+    it 0: `variance_covariance_loss` on the same features keeps them alive.
+
     Args:
         target: features of the frame on whose grid the flow lives.
         warped: features of the other frame, warped by that flow.
         mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
 
     Returns:
-        The mean of the squared difference over the valid pixels and all channels; 0 where no pixel is valid.
+        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 where no pixel
+        is valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
     """
     squared = (target - warped).square()
     if mask is None:
@@ -77,7 +81,8 @@ def reconstruction_loss(
         l1, l2, ssim: the weights of the three parts; a part of weight 0 is not computed.
 
     Returns:
-        The weighted sum of the three masked means (over valid pixels and channels); 0 where no pixel is valid.
+        The weighted sum of the three masked means (over the valid pixels of the whole batch and the channels); 0 where
+        no pixel is valid.
     """
     difference = image - warped
     parts = []  # (weight of the part, its value per pixel, the mask on its grid)
@@ -147,13 +152,16 @@ def cycle_consistency_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 5 at one level of the pyramid: features against themselves after a warp there and back.
 
+    No stop-gradient, as in Eq. 2; constant features would make it 0 too.
+
     Args:
         features: of one frame.
         cycled: the same features, warped by the flow of one direction and then by the flow of the other.
         mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
 
     Returns:
-        The mean of the squared difference over the valid pixels and all channels; 0 where no pixel is valid.
+        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 where no pixel
+        is valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
     """
     squared = (features - cycled).square()
     if mask is None:
@@ -213,7 +221,8 @@ def variance_covariance_loss(
 
     Args:
         features: of one level, both frames stacked along b.
-        variance_weight, covariance_weight: the level's coefficients; a term of weight 0 is not computed.
+        variance_weight, covariance_weight: the level's coefficients; at a covariance_weight of 0 the covariance, the
+            costly part, is not computed.
         gamma, eps: as in `variance_loss`.
 
     Returns:

@@ -101,7 +101,8 @@ class Losses(NamedTuple):
     total: Float[Tensor, ""]
     """Eq. 7: the sum of `weighted`; backpropagate this."""
     unweighted: dict[str, Float[Tensor, ""]]
-    """Each term by name, before its coefficient, detached."""
+    """Each term by name, without the factor that `weighted` has, detached. Weights inside a term are in it: l1, l2 and
+    ssim in "reconstruction", those per level in "variance_covariance", those of Eqs. 3 and 4 in "coarse_levels"."""
     weighted: dict[str, Float[Tensor, ""]]
     """Each term times its coefficient (and the balance of the tasks), detached."""
     monitor: dict[str, Float[Tensor, ""]]
@@ -354,9 +355,9 @@ class MCJEPA(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)
-        terms["invariance"] = (invariance, self.loss.vicreg_invariance)
-        terms["variance"] = (variance, self.loss.vicreg_variance)
-        terms["covariance"] = (covariance, self.loss.vicreg_covariance)
+        terms["vicreg_invariance"] = (invariance, self.loss.vicreg_invariance)
+        terms["vicreg_variance"] = (variance, self.loss.vicreg_variance)
+        terms["vicreg_covariance"] = (covariance, self.loss.vicreg_covariance)
         monitor["deviation/embedding"] = x.detach().std(dim=0).mean()
         monitor["deviation/pooled"] = pooled.detach().std(dim=0).mean()
 

@@ -502,8 +502,12 @@ def measured(losses: Losses, norms: dict[str, Tensor], optimizer: torch.optim.Op
 
 def shown(numbers: dict[str, float]) -> str:
     """A few of the numbers, for the progress bar."""
-    names = ("reconstruction", "regression", "invariance", "variance")
-    terms = [f"{name[:3]} {numbers[f'loss/{name}']:.3f}" for name in names if f"loss/{name}" in numbers]
+    names = ("reconstruction", "regression", "vicreg_invariance", "vicreg_variance")
+    terms = [
+        f"{name.removeprefix('vicreg_')[:3]} {numbers[f'loss/{name}']:.3f}"
+        for name in names
+        if f"loss/{name}" in numbers
+    ]
     return " ".join(terms) + f" {numbers['pairs_per_second']:.0f} pairs/s {numbers['images_per_second']:.0f} img/s"
 
 

@@ -22,8 +22,10 @@ for scene in Venus RubberWhale; do
   middlebury $scene
 done
 
-# Real video and images, from the weights of the first pocket run.
+# Real video and images, from the weights of the first pocket run. Two views of a photograph agree more than two of a
+# MovingShapes frame: VICReg's invariance and covariance may be louder.
 python train.py pocket --init $out/pocket_0/checkpoint.pt --video-dir "$data/DAVIS2016-240p/JPEGImages" \
   --image-dir "$data/TinyImageNet/train" --crop 192 256 --learning-rate 1e-3 --estimator-learning-rate 1e-3 \
-  --epochs 16 --mask-warmup-epochs 0.1 "${real[@]}" --output-dir $out/davis
+  --epochs 10 --mask-warmup-epochs 0.1 "${real[@]}" --loss.vicreg-invariance 10 --loss.vicreg-covariance 1 \
+  --output-dir $out/davis
 middlebury davis

@@ -12,7 +12,7 @@ from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, load_model
 
 SMALL = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(32, 32, 32))
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
-CONTENT_TERMS = ["invariance", "variance", "covariance"]
+CONTENT_TERMS = ["vicreg_invariance", "vicreg_variance", "vicreg_covariance"]
 
 
 def small_model(task="mcjepa", **loss) -> MCJEPA:
@@ -37,7 +37,7 @@ def test_coefficients_multiply_terms_and_the_balance_multiplies_the_flow_terms_o
     losses = small_model(**coefficients, flow_balance=0.1, vicreg_invariance=5.0)(pairs(), pairs(4))
     for name, coefficient in coefficients.items():
         torch.testing.assert_close(losses.weighted[name], 0.1 * coefficient * losses.unweighted[name])
-    torch.testing.assert_close(losses.weighted["invariance"], 5.0 * losses.unweighted["invariance"])
+    torch.testing.assert_close(losses.weighted["vicreg_invariance"], 5.0 * losses.unweighted["vicreg_invariance"])
 
 
 def test_regularisation_multiplies_eq_6_alone():
