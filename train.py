@@ -643,7 +643,9 @@ def main() -> None:
         sys.exit("stopped; the same command with --resume goes on from the last checkpoint")
     except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", 0)) > 0 and not dist.is_initialized():
-            time.sleep(1)  # what fails before the processes meet fails in all of them: the first one tells
+            time.sleep(
+                30
+            )  # what fails before the processes meet fails in all: the first tells, torchrun ends the others
             sys.exit(1)
         # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.
         line = str(error).strip().splitlines()[-1]

@@ -432,6 +432,12 @@ def test_a_mistake_gives_one_line_that_names_the_thing(kind, workers, monkeypatc
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
+def test_more_processes_than_pairs_are_told_once_under_torchrun(tmp_path):
+    done = command(*TINY, "--output-dir", tmp_path / "run", processes=4)
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    assert done.stderr.count("error: --video-batch 2 cannot be spread over 4 processes: take a multiple") == 1
+
+
 def test_more_processes_than_pairs_and_an_unknown_flag_stop_without_a_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "4")
     line = fails(monkeypatch, capsys, *TINY, "--output-dir", tmp_path / "run")
