@@ -586,14 +586,9 @@ def train(config: Config) -> None:
 
         image_batches = batches(images, image_transform, config.image_batch, start) if learn_content else None
         video_batches, parallel = None, model
-        if (
-            main
-            and learn_flow
-            and start
-            and plan.ends_epoch(start)
-            and not log.picture_path(plan.epoch(start)).exists()
-        ):
-            end_of_epoch(config, model, pairs, log, start, plan.epoch(start))  # a stop came between `save` and this
+        epoch = plan.epoch(start)
+        if main and learn_flow and epoch and plan.ends_epoch(start) and not log.picture_path(epoch).exists():
+            end_of_epoch(config, model, pairs, log, start, epoch)  # the run was stopped just after `save`
         since, seen = time.perf_counter(), start
         for step in range(start, plan.last):
             flow_steps = step - plan.flow_start
@@ -643,9 +638,8 @@ def main() -> None:
         sys.exit("stopped; the same command with --resume goes on from the last checkpoint")
     except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", 0)) > 0 and not dist.is_initialized():
-            time.sleep(
-                30
-            )  # what fails before the processes meet fails in all: the first tells, torchrun ends the others
+            # What fails before the processes meet fails in all of them: the first tells, then torchrun ends the others.
+            time.sleep(30)
             sys.exit(1)
         # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.
         line = str(error).strip().splitlines()[-1]
