@@ -292,7 +292,7 @@ def test_middlebury_as_a_user_types_it(middlebury, tmp_path):
 def test_moving_shapes_as_a_user_types_it(tmp_path):
     run = in_subprocess("flow", "--model", "zero", "--shapes-count", 2, "--pictures", 1, "--output-dir", tmp_path)
     assert run.returncode == 0, run.stderr
-    shapes = MovingShapes(length=2, size=(128, 128), frames=2, seed=evaluate.UNSEEN_SEED)
+    shapes = MovingShapes(length=2, size=(192, 192), frames=2, seed=evaluate.UNSEEN_SEED)
     lengths = np.mean([shapes[i]["flow_forward"].norm(dim=1).mean() for i in range(2)])
     rows = json.loads((tmp_path / "flow.json").read_text())["rows"]
     assert rows["zero"]["epe"] == pytest.approx(lengths, rel=1e-5) and set(rows) == {"zero", "dis"}
