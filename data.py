@@ -238,9 +238,6 @@ class MovingShapes(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def name(self, index: int) -> str:
-        return f"MovingShapes {index}"
-
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         scene = self._scene(index)
         images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
@@ -436,9 +433,6 @@ class ImageFiles(Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return load_image(self.paths[index])
