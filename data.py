@@ -9,22 +9,26 @@ feeds them (`make_loader`): sharded over processes, endless, the same whatever t
     image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
 """
 
+import json
+import math
 import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -475,72 +479,632 @@ def _count_video_frames(path: Path) -> int:
     return count
 
 
-class VideoPairs(Dataset):
-    """Pairs of frames (i, i + stride) of every clip below `root`, each uint8 (3, h, w) RGB.
+class Clip(NamedTuple):
+    """Frames that follow each other."""
 
-    A clip is a folder that directly contains images, in natural order of their names, or a video file; `root` may also
-    be one video file. `transform` takes the two images and returns the item. Seeking in a video decodes from its last
-    key frame: extract its frames before a long training.
+    path: Path
+    """The folder of the frames, or the video file."""
+    frames: list[Path] | range
+    """Image files, or the numbers of frames in the video file."""
 
-    FileNotFoundError if root is missing or holds no frames; ValueError for a clip too short for a stride, and on
-    reading a broken image or frames of different sizes.
+
+class FramePairs(Dataset):
+    """Pairs of frames (i, i + stride) of clips, each uint8 (3, h, w) RGB.
+
+    `transform` takes the two images and returns the item. ValueError for a clip too short for a stride, and on reading
+    a broken image or frames of different sizes; what the transform has to say comes with the names of the frames.
     """
 
-    def __init__(self, root: str | Path, strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None):
-        self.transform = transform
-        folders: dict[Path, list[Path]] = {}
-        for path in find_files(root, IMG_EXTENSIONS):
-            folders.setdefault(path.parent, []).append(path)
-        clips = {folder: len(frames) for folder, frames in folders.items()}
-        clips |= {path: _count_video_frames(path) for path in find_files(root, VIDEO_EXTENSIONS)}
-        if not clips:
-            endings = " ".join(IMG_EXTENSIONS + VIDEO_EXTENSIONS)
-            raise FileNotFoundError(f"{root}: no frames found; expected folders of images or video files ({endings})")
+    def __init__(
+        self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None
+    ):
         if min(strides) < 1:
             raise ValueError(f"a stride of {min(strides)} frames; strides are 1 or more")
-        for path, count in clips.items():
-            if count == 0:
-                raise ValueError(f"{path}: no frame can be decoded; convert the video or remove it")
+        for clip in clips:
+            count = len(clip.frames)
             if count <= max(strides):
                 size = "one frame" if count == 1 else f"{count} frames"
-                raise ValueError(f"{path}: a clip of {size}, too short for a stride of {max(strides)}; remove it")
-        self.folders = folders
-        self.pairs = [(path, i, i + s) for path, count in clips.items() for s in strides for i in range(count - s)]
+                raise ValueError(f"{clip.path}: a clip of {size}, too short for a stride of {max(strides)}; remove it")
+        self.clips, self.transform = clips, transform
+        self.pairs = [
+            (number, i, i + stride)
+            for number, clip in enumerate(clips)
+            for stride in strides
+            for i in range(len(clip.frames) - stride)
+        ]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def name(self, index: int) -> str:
-        """Where a pair comes from: the clip and the numbers of its two frames."""
-        path, *numbers = self.pairs[index]
-        return f"{path}, frames {numbers[0]} and {numbers[1]}"
-
     def __getitem__(self, index: int) -> Any:
         """(image_1, image_2), or what the transform makes of them."""
-        path, *numbers = self.pairs[index]
-        if path in self.folders:
-            paths = [self.folders[path][i] for i in numbers]
-            image_1, image_2 = (load_image(p) for p in paths)
-            if image_1.shape != image_2.shape:
-                (h1, w1), (h2, w2) = image_1.shape[1:], image_2.shape[1:]
-                raise ValueError(
-                    f"{paths[1]}: {w2}x{h2} pixels, but {paths[0].name} of the same clip has {w1}x{h1}; "
-                    "frames of a clip need one size, put others into a folder of their own"
-                )
+        number, *places = self.pairs[index]
+        clip = self.clips[number]
+        frames = [clip.frames[i] for i in places]
+        if isinstance(clip.frames, range):
+            images = [_video_frame(clip.path, frame).clone() for frame in frames]
         else:
-            image_1, image_2 = (_video_frame(path, i).clone() for i in numbers)
-        return (image_1, image_2) if self.transform is None else self.transform(image_1, image_2)
+            images = [load_image(frame) for frame in frames]
+        if images[0].shape != images[1].shape:
+            (h1, w1), (h2, w2) = (image.shape[1:] for image in images)
+            raise ValueError(
+                f"{frames[1]}: {w2}x{h2} pixels, but {frames[0].name} of the same clip has {w1}x{h1}; "
+                "frames of a clip need one size, put others into a folder of their own"
+            )
+        if self.transform is None:
+            return tuple(images)
+        try:
+            return self.transform(*images)
+        except ValueError as error:  # it does not know which frames it has before it
+            first, second = (frame.name if isinstance(frame, Path) else frame for frame in frames)
+            raise ValueError(f"{clip.path}, frames {first} and {second}: {error}") from error
+
+
+class VideoPairs(FramePairs):
+    """Pairs of frames of every clip below `root`; see `FramePairs`.
+
+    A clip is a folder that directly contains images, in natural order of their names, or a video file; `root` may also
+    be one video file. Seeking in a video decodes from its last key frame: extract its frames before a long training.
+
+    FileNotFoundError if root is missing or holds no frames; ValueError for a video that cannot be decoded.
+    """
+
+    def __init__(self, root: str | Path, strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None):
+        folders: dict[Path, list[Path]] = {}
+        for path in find_files(root, IMG_EXTENSIONS):
+            folders.setdefault(path.parent, []).append(path)
+        clips = [Clip(folder, frames) for folder, frames in folders.items()]
+        for path in find_files(root, VIDEO_EXTENSIONS):
+            count = _count_video_frames(path)
+            if count == 0:
+                raise ValueError(f"{path}: no frame can be decoded; convert the video or remove it")
+            clips.append(Clip(path, range(count)))
+        if not clips:
+            endings = " ".join(IMG_EXTENSIONS + VIDEO_EXTENSIONS)
+            raise FileNotFoundError(f"{root}: no frames found; expected folders of images or video files ({endings})")
+        super().__init__(clips, strides, transform)
+
+
+# ------------------------------------------------------------------------------------------- the paper's data sets
+
+
+class VideoSet(NamedTuple):
+    """A data set of video as its archives unpack. Only frames are needed, no true flow."""
+
+    title: str
+    url: str
+    """Where to get it."""
+    frames: str
+    """Where its frames lie below its own folder, a pattern; their names end in their numbers."""
+    mark: str = ""
+    """A file that tells it from another data set of the same layout; by default any of its frames."""
+    left_out: range = range(0)
+    """Numbers of frames that stay out of training."""
+
+
+_FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
+_SINTEL = "http://sintel.is.tue.mpg.de/downloads"
+_KITTI = "https://www.cvlibs.net/datasets/kitti"
+
+VIDEO_SETS = {
+    "kitti_raw": VideoSet("KITTI raw", f"{_KITTI}/raw_data.php", "2011_*/*_sync/image_02/data/*"),
+    # True flow is known from frame 10 to 11 of each scene: 9 to 12 stay out of training (field).
+    "kitti2012": VideoSet(
+        "KITTI 2012 multiview",
+        f"{_KITTI}/eval_stereo_flow.php",
+        "*ing/colored_0/*_*",
+        mark="training/colored_0/*_00.*",
+        left_out=range(9, 13),
+    ),
+    "kitti2015": VideoSet(
+        "KITTI 2015 multiview",
+        f"{_KITTI}/eval_scene_flow.php",
+        "*ing/image_2/*_*",
+        mark="training/image_2/*_00.*",
+        left_out=range(9, 13),
+    ),
+    "sintel_clean": VideoSet("Sintel clean", _SINTEL, "t*/clean/*/frame_*"),
+    "sintel_final": VideoSet("Sintel final", _SINTEL, "t*/final/*/frame_*"),
+    "sintel_raw": VideoSet("Sintel, the film", "https://durian.blender.org/download", "*sintel*"),
+    "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
+    "things_clean": VideoSet(
+        "FlyingThings3D clean", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"
+    ),
+    "things_final": VideoSet(
+        "FlyingThings3D final", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_finalpass/TRAIN/*/*/*/*"
+    ),
+    "hd1k": VideoSet("HD1K", "http://hci-benchmark.iwr.uni-heidelberg.de", "hd1k_input/image_2/*_*"),
+}
+"""The sets of the paper's flow task by name."""
+
+
+class Found(NamedTuple):
+    """A data set that was found."""
+
+    path: Path
+    clips: list[Clip]
+    notes: list[str]
+    """A line for each gap in the numbers of its frames."""
+
+
+def _places(root: Path) -> list[Path]:
+    """Where a data set may lie: root, its folders, and theirs. FileNotFoundError if root is no folder."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; check the path")
+    places, level = [root], [root]
+    for _ in range(2):
+        level = [
+            folder
+            for parent in level
+            for folder in sorted(parent.iterdir())
+            if not re.fullmatch(r"\..*|n\d{8}", folder.name)
+            and folder.is_dir()  # a class of ImageNet holds no data set
+        ]
+        places += level
+    return places
+
+
+def find_video_set(name: str, root: Path) -> Found | None:
+    """One of VIDEO_SETS below `root`, in it or up to two folders deeper; None if it is not there.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a frame without a number, twice, or alone in its clip; a film that cannot be decoded.
+    """
+    wanted = VIDEO_SETS[name]
+    places = _places(Path(root))
+    if name == "sintel_raw":
+        return _find_film(places)
+    for place in places:
+        if next(place.glob(wanted.mark or wanted.frames), None):
+            frames = [path for path in place.glob(wanted.frames) if path.suffix.lower() in IMG_EXTENSIONS]
+            return Found(place, *_sequences(frames, wanted.left_out))
+    return None
+
+
+def _sequences(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
+    """Clips of frames whose numbers follow each other without a gap, and a line for each gap.
+
+    The number is the digits at the end of a file's name; what stands before them tells the clip.
+    """
+    sequences: dict[tuple[Path, str], dict[int, Path]] = {}
+    for path in sorted(paths):
+        prefix, digits = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+        if not digits:
+            raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
+        frames = sequences.setdefault((path.parent, prefix), {})
+        if int(digits) in frames:
+            raise ValueError(f"{path}: this frame is there twice, see {frames[int(digits)].name}; remove one of them")
+        frames[int(digits)] = path
+    clips, notes = [], []
+    for (folder, _), frames in sequences.items():
+        numbers = sorted(frames)
+        if len(numbers) == 1:
+            path = frames[numbers[0]]
+            raise ValueError(f"{path}: the only frame of its clip, a pair needs two; unpack the archive again")
+        for one, following in pairwise(numbers):
+            if following > one + 1:
+                notes.append(
+                    f"{frames[one]}: {following - one - 1} frames are missing between it and {frames[following].name}, "
+                    "no pair is made across; unpack the archive again"
+                )
+        kept = [number for number in numbers if number not in left_out]
+        for _, run in groupby(enumerate(kept), key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
+            run = [frames[number] for _, number in run]
+            if len(run) > 1:
+                clips.append(Clip(folder, run))
+    return clips, notes
+
+
+def _find_film(places: list[Path]) -> Found | None:
+    """Sintel as a film: a file whose name holds "sintel", or folders of frames in "sintel_raw" (or movie, or film)."""
+    for place in places:
+        if re.search(r"sintel.*(raw|movie|film)", place.name, re.IGNORECASE):
+            frames = find_files(place, IMG_EXTENSIONS)
+            if frames:
+                return Found(place, *_sequences(frames))
+        for path in sorted(place.iterdir()):
+            if path.suffix.lower() in VIDEO_EXTENSIONS and "sintel" in path.name.lower():
+                return Found(path, [Clip(path, shot) for shot in shots(path) if len(shot) > 1], [])
+    return None
+
+
+def shots(path: Path) -> list[range]:
+    """The numbers of the frames of each shot of a film: no pair may lie across a cut.
+
+    They are found once (some minutes for a film), by PySceneDetect, and kept beside the film in NAME.shots.json.
+    ValueError if the film cannot be decoded.
+    """
+    from scenedetect import ContentDetector, VideoOpenFailure, detect  # here: nobody else needs its 0.2 s
+
+    kept, size = path.with_name(path.name + ".shots.json"), path.stat().st_size
+    try:
+        known = json.loads(kept.read_text())
+        if known["size"] == size:
+            return [range(*shot) for shot in known["shots"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or not ours: made anew
+    try:
+        found = detect(str(path), ContentDetector(), show_progress=True, start_in_scene=True)
+    except (VideoOpenFailure, OSError) as error:
+        raise ValueError(f"{path}: cannot be decoded; convert the film, or use its frames as a folder") from error
+    cut = [(start.frame_num, end.frame_num) for start, end in found]
+    with suppress(OSError):  # a folder that cannot be written to: found again the next time
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"size": size, "shots": cut}) + "\n")
+        os.replace(temporary, kept)
+    return [range(*shot) for shot in cut]
+
+
+class Mix(Dataset):
+    """Several sets of pairs as one, each with its number of repeats in a pass.
+
+    Args:
+        parts: the sets by name.
+        repeats: how often a pass goes through each, 1 or more.
+    """
+
+    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int]):
+        self.parts, self.repeats = parts, {name: repeats[name] for name in parts}
+        self.lengths = {name: len(part) * repeats[name] for name, part in parts.items()}
+
+    def __len__(self) -> int:
+        """Of a pass, with its repeats."""
+        return sum(self.lengths.values())
+
+    def __getitem__(self, index: int) -> Any:
+        for name, part in self.parts.items():
+            if index < self.lengths[name]:
+                return part[index % len(part)]
+            index -= self.lengths[name]
+        raise IndexError("beyond the end of the mix")
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The indices of a pass, shuffled: each set comes at an even rate, and wholly before any of it comes again."""
+        times = []
+        for name, part in self.parts.items():
+            places = np.concatenate([k * len(part) + rng.permutation(len(part)) for k in range(self.repeats[name])])
+            times.append((places + rng.random(len(places))) / len(places))
+        return np.argsort(np.concatenate(times))
+
+
+class ImageNet(ImageFolder):
+    """The training images of ImageNet-1k (or any part of it in the same layout), as uint8 (3, h, w) RGB.
+
+    Looks for folders of classes (n01440764, ...) below `root`: in a folder whose name begins with ImageNet or ILSVRC,
+    there in train/ (as torchvision unpacks it), Data/CLS-LOC/train/ (the archive of Kaggle) or directly.
+
+    FileNotFoundError if there is none, or a class is empty; ValueError on reading a broken image.
+    """
+
+    def __init__(self, root: str | Path):
+        def holds_classes(folder: Path) -> bool:
+            return folder.is_dir() and next(folder.glob("n" + 8 * "[0-9]"), None) is not None
+
+        root = Path(root)
+        places = [
+            place / below
+            for place in _places(root)
+            if place == root or re.match("imagenet|ilsvrc", place.name, re.IGNORECASE)
+            for below in ("train", "Data/CLS-LOC/train", "")
+        ]
+        folder = next((place for place in places if holds_classes(place)), None)
+        if folder is None:
+            raise FileNotFoundError(
+                f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (https://image-net.org/download)"
+            )
+        try:
+            super().__init__(folder, loader=load_image)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{folder}: {error}; unpack these classes, or remove their folders") from error
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return super().__getitem__(index)[0]
+
+
+# ------------------------------------------------------------------------------------------------------- true flow
+
+UNKNOWN_FLOW = 1e9
+"""Middlebury's mark: true flow beyond it is unknown and counts nowhere."""
+
+
+def known_flow(flow: Float[Tensor, "b 2 h w"]) -> Bool[Tensor, "b 1 h w"]:
+    """Where both components are finite and not beyond 1e9, the mark of Middlebury's files for "unknown"."""
+    return (flow.abs() <= UNKNOWN_FLOW).all(dim=1, keepdim=True)
+
+
+def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h w"]]:
+    """True flow in pixels and where it is known: Middlebury's .flo, FlyingThings3D's .pfm, or KITTI's 16-bit .png.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, a file cut short, or no known flow in it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such flow file")
+    read = {".png": _read_kitti_png, ".pfm": _read_pfm}.get(path.suffix, _read_flo)
+    flow = torch.from_numpy(read(path)).permute(2, 0, 1)[None]
+    valid = known_flow(flow)
+    if not valid.any():
+        raise ValueError(f"{path}: no pixel of this flow is known")
+    return flow, valid
+
+
+def _read_flo(path: Path) -> np.ndarray:
+    """Not by cv2.readOpticalFlow: it crashes the interpreter on a damaged header."""
+    content = path.read_bytes()
+    if content[:4] != b"PIEH":
+        raise ValueError(f"{path}: not a .flo file (its first bytes are not 'PIEH')")
+    width, height = np.frombuffer(content[4:12], "<i4") if len(content) >= 12 else (0, 0)
+    if width < 1 or height < 1 or len(content) < 12 + 8 * int(width) * int(height):
+        raise ValueError(f"{path}: the .flo file is cut short or damaged ({len(content)} bytes, {width}x{height} px)")
+    return np.frombuffer(content, "<f4", 2 * width * height, offset=12).reshape(height, width, 2).astype(np.float32)
+
+
+def _read_pfm(path: Path) -> np.ndarray:
+    """Three channels of floats, rows from the bottom to the top: x, y, and one without a meaning."""
+    content = path.read_bytes()
+    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+\s", content)
+    if head is None:
+        raise ValueError(
+            f"{path}: not a .pfm file of three channels (it does not begin with 'PF', width, height, scale)"
+        )
+    width, height, order = int(head[1]), int(head[2]), "<" if head[3] else ">"  # a negative scale: little endian
+    if min(width, height) < 1 or len(content) < head.end() + 12 * width * height:
+        raise ValueError(f"{path}: the .pfm file is cut short or damaged ({len(content)} bytes, {width}x{height} px)")
+    stored = np.frombuffer(content, f"{order}f4", 3 * width * height, offset=head.end()).reshape(height, width, 3)
+    return stored[::-1, :, :2].astype(np.float32)
+
+
+def _read_kitti_png(path: Path) -> np.ndarray:
+    """(value - 2^15) / 64 px; unknown pixels, where the third channel is 0, become NaN."""
+    load_image(path)  # for its errors: OpenCV tells of a damaged file on stderr, in its own words
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype != np.uint16 or stored.shape[2:] != (3,):
+        raise ValueError(f"{path}: not a flow of KITTI's format (a png of three 16-bit channels)")
+    valid, y, x = cv2.split(stored)  # OpenCV gives blue, green, red; the file holds x, y, valid as red, green, blue
+    flow = (np.stack([x, y], axis=-1).astype(np.float32) - 2**15) / 64
+    return np.where(valid[..., None] > 0, flow, np.float32("nan"))
+
+
+class FlowFiles(NamedTuple):
+    """The files of one pair of a benchmark."""
+
+    name: str
+    """As in a submission, without the ending: "alley_1/frame_0001", "000000_10"."""
+    group: str
+    """What is averaged apart: "clean", "final"; else empty."""
+    image_1: Path
+    image_2: Path
+    flow: Path | None
+    """None in a split whose truth is kept secret."""
+    masks: dict[str, Path] = {}
+    """Sintel's occlusions and invalid, KITTI's flow_noc and obj_map, as far as they are there."""
+
+
+def _following(path: Path, by: int = 1) -> Path:
+    """The file whose number, at the end of its name, is larger by so much."""
+    digits = re.search(r"\d+$", path.stem)[0]
+    return path.with_stem(f"{path.stem.removesuffix(digits)}{int(digits) + by:0{len(digits)}d}")
+
+
+def _there(**files: Path) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
+    for group in ("clean", "final"):
+        if split == "testing":
+            for image in sorted(root.glob(f"test/{group}/*/frame_*.png")):
+                if _following(image).exists():
+                    yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
+            continue
+        for flow in sorted(root.glob("training/flow/*/frame_*.flo")):
+            place = f"{flow.parent.name}/{flow.stem}"
+            image = root / "training" / group / f"{place}.png"
+            masks = {name: root / "training" / name / f"{place}.png" for name in ("occlusions", "invalid")}
+            yield FlowFiles(place, group, image, _following(image), flow, _there(**masks))
+
+
+def _kitti(root: Path, split: str, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
+    """`root` holds training/ and testing/, or is one of them."""
+    base = root / split if (root / split).is_dir() else root
+    folder = next((name for name in folders if (base / name).is_dir()), None)
+    if folder is None:
+        return
+    images = [base / folder / flow.name for flow in sorted(base.glob("flow_occ/*_10.png"))]
+    for image in images if split == "training" else sorted((base / folder).glob("*_10.png")):
+        flow = base / "flow_occ" / image.name if split == "training" else None
+        masks = {name: base / name / image.name for name in ("flow_noc", "obj_map")}
+        yield FlowFiles(image.stem, "", image, _following(image), flow, _there(**masks))
+
+
+def _kitti2012(root: Path, split: str) -> Iterator[FlowFiles]:
+    return _kitti(root, split, ("colored_0", "image_0"))
+
+
+def _kitti2015(root: Path, split: str) -> Iterator[FlowFiles]:
+    return _kitti(root, split, ("image_2",))
+
+
+def _middlebury(root: Path, split: str) -> Iterator[FlowFiles]:
+    for flow in sorted(root.glob("other-gt-flow/*/flow10.flo")) if split == "training" else ():
+        image = root / "other-data" / flow.parent.name / "frame10.png"
+        yield FlowFiles(flow.parent.name, "", image, _following(image), flow)
+
+
+def _chairs(root: Path, split: str) -> Iterator[FlowFiles]:
+    """Its validation pairs, those with a 2 in FlyingChairs_train_val.txt, where that list lies there; else all."""
+    flows = [
+        flow
+        for folder in (root / "data", root)
+        for ending in ("flo", "png")
+        for flow in folder.glob(f"*_flow.{ending}")
+    ]
+    lists = [
+        path
+        for path in (root / "FlyingChairs_train_val.txt", root.parent / "FlyingChairs_train_val.txt")
+        if path.is_file()
+    ]
+    validation = None
+    if lists:
+        marks = lists[0].read_text().split()
+        validation = {f"{number:05d}" for number, mark in enumerate(marks, start=1) if mark == "2"}
+    for flow in sorted(flows) if split == "training" else ():
+        name = flow.stem.removesuffix("_flow")
+        if validation is None or name in validation:
+            image = next(iter(sorted(flow.parent.glob(f"{name}_img1.*"))), flow.with_name(f"{name}_img1.png"))
+            yield FlowFiles(name, "", image, _following(image), flow)
+
+
+def _things(root: Path, split: str) -> Iterator[FlowFiles]:
+    """The test split: both passes, cameras and directions. At an end of a clip, flow leads to no frame: left out."""
+    flows = sorted(root.glob("optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm"))
+    for group in ("clean", "final"):
+        for flow in flows if split == "training" else ():
+            camera, direction, clip = flow.parent.name, flow.parents[1].name, flow.parents[2]
+            folder = root / f"frames_{group}pass" / clip.relative_to(root / "optical_flow") / camera
+            number = flow.stem.split("_")[-2]
+            image_1 = folder / f"{number}.png"
+            image_2 = _following(image_1, 1 if direction == "into_future" else -1)
+            beyond = [
+                p for p in folder.glob("*.png") if (p.stem > number) == (direction == "into_future") and p != image_1
+            ]
+            if beyond or not folder.is_dir():
+                name = f"{clip.parent.name}_{clip.name}_{camera}_{direction}_{number}"
+                yield FlowFiles(name, group, image_1, image_2, flow)
+
+
+def _hd1k(root: Path, split: str) -> Iterator[FlowFiles]:
+    """At the end of a sequence, flow leads to no frame: left out."""
+    flows = sorted(root.glob("hd1k_flow_gt/flow_occ/*_*.png"))
+    for flow, following in pairwise(flows) if split == "training" else ():
+        if following.name.split("_")[0] == flow.name.split("_")[0]:
+            image = root / "hd1k_input" / "image_2" / flow.name
+            yield FlowFiles(flow.stem, "", image, _following(image), flow)
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Path, str], Iterator[FlowFiles]]]] = {
+    "sintel": ("training/flow/SCENE/frame_0001.flo, training/clean/SCENE/frame_0001.png", _sintel),
+    "kitti2012": ("training/flow_occ/000000_10.png, training/colored_0/000000_10.png (or image_0)", _kitti2012),
+    "kitti2015": ("training/flow_occ/000000_10.png, training/image_2/000000_10.png", _kitti2015),
+    "middlebury": ("other-gt-flow/SCENE/flow10.flo, other-data/SCENE/frame10.png", _middlebury),
+    "chairs": ("data/NAME_flow.flo (or .png), data/NAME_img1.ppm, data/NAME_img2.ppm", _chairs),
+    "things": ("optical_flow/TEST/A/0000/into_future/left/*.pfm, frames_cleanpass/TEST/A/0000/left/0006.png", _things),
+    "hd1k": ("hd1k_flow_gt/flow_occ/000000_0010.png, hd1k_input/image_2/000000_0010.png", _hd1k),
+}
+"""What each consists of, below its own folder, and the function that lists its pairs."""
+
+
+def find_benchmark(
+    root: Path, name: str | None = None, split: Literal["training", "testing"] = "training"
+) -> tuple[str, list[FlowFiles], list[str]]:
+    """The pairs of a benchmark in `root` or up to two folders deeper.
+
+    Returns:
+        Its name (the one that lies there, if none was given), its pairs, and a line for what had to be left out: pairs
+        of which both frames are missing.
+
+    Raises:
+        FileNotFoundError: no such folder or benchmark, or one frame of a pair is missing.
+        ValueError: several benchmarks lie there, and none was named.
+    """
+    root = Path(root)
+    found: dict[str, list[FlowFiles]] = {}
+    for place in _places(root):
+        for each in [name] if name else BENCHMARKS:
+            if each not in found:
+                pairs = list(BENCHMARKS[each][1](place, split))
+                if pairs:
+                    found[each] = pairs
+    if not found:
+        expected = BENCHMARKS[name][0] if name else "; or ".join(layout for layout, _ in BENCHMARKS.values())
+        what = f"{split} part of {name}" if name else "true flow"
+        raise FileNotFoundError(f"{root}: no {what} in it; expected {expected}")
+    if len(found) > 1:
+        raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
+    ((name, pairs),) = found.items()
+    whole = []
+    for pair in pairs:
+        missing = [path for path in (pair.image_1, pair.image_2) if not path.is_file()]
+        if len(missing) == 1:
+            raise FileNotFoundError(f"{missing[0]}: missing, the other frame of this pair is there; unpack it again")
+        if not missing:
+            whole.append(pair)
+    lost = [pair for pair in pairs if pair not in whole]
+    if not whole:
+        raise FileNotFoundError(f"{lost[0].image_1}: missing, as all frames of {name}; unpack them beside the flow")
+    notes = (
+        [f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {lost[0].image_1}"] if lost else []
+    )
+    return name, whole, notes
 
 
 # ------------------------------------------------------------------------------------------------------ augmentations
 
 
+# Changes of colour and sharpness that OpenCV computes in a fifth to a tenth of torchvision's time on a CPU, where they
+# would take several times as long as to decode the image.
+
+
+def _to_opencv(image: UInt8[Tensor, "3 h w"]) -> np.ndarray:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _from_opencv(image: np.ndarray) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
 class _GaussianBlur(v2.GaussianBlur):
-    """torchvision's blur, computed by OpenCV: on a CPU, at 224 pixels, in a tenth of the time."""
+    """torchvision's, with a kernel cut at 4 sigma, where its weights no longer change a byte."""
 
     def transform(self, inpt: UInt8[Tensor, "3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "3 h w"]:
-        blurred = [cv2.GaussianBlur(plane, self.kernel_size, params["sigma"][0]) for plane in inpt.numpy()]
-        return torch.from_numpy(np.stack(blurred))
+        sigma = params["sigma"][0]
+        size = min(self.kernel_size[0], 2 * math.ceil(4 * sigma) + 1)
+        return _from_opencv(cv2.GaussianBlur(_to_opencv(inpt), (size, size), sigma))
+
+
+class _ColorJitter(v2.ColorJitter):
+    """torchvision's; as in Pillow, which the official code uses, values are bytes again after each of the changes."""
+
+    def transform(self, inpt: UInt8[Tensor, "*b 3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "*b 3 h w"]:
+        images = inpt.reshape(-1, *inpt.shape[-3:])
+        return torch.stack([_from_opencv(self._change(_to_opencv(x), params)) for x in images]).reshape(inpt.shape)
+
+    @staticmethod
+    def _change(image: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+        values = np.arange(256)
+        for number in params["fn_idx"]:
+            name = ("brightness", "contrast", "saturation", "hue")[int(number)]
+            factor = params[f"{name}_factor"]
+            if factor is None:
+                continue
+            if name == "brightness":
+                image = cv2.LUT(image, _to_bytes(factor * values))
+            elif name == "contrast":
+                mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+                image = cv2.LUT(image, _to_bytes(factor * values + (1 - factor) * mean))
+            elif name == "saturation":
+                grey = np.tile([0.299, 0.587, 0.114], (3, 1))
+                image = cv2.transform(image, factor * np.eye(3) + (1 - factor) * grey)
+            else:
+                turned = _to_bytes((values + round(256 * factor)) % 256)
+                hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
+                image = cv2.cvtColor(cv2.merge((cv2.LUT(hue, turned), saturation, value)), cv2.COLOR_HSV2RGB_FULL)
+        return image
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+class _Solarize(v2.RandomSolarize):
+    """torchvision's: values from the threshold on are turned round."""
+
+    def transform(self, inpt: UInt8[Tensor, "3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "3 h w"]:
+        values = np.arange(256)
+        table = _to_bytes(np.where(values >= self.threshold, 255 - values, values))
+        return torch.from_numpy(cv2.LUT(inpt.contiguous().numpy(), table))
 
 
 class TwoViews:
@@ -560,10 +1124,10 @@ class TwoViews:
             [
                 v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
                 v2.RandomHorizontalFlip(0.5),
-                v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+                v2.RandomApply([_ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
                 v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
-                v2.RandomSolarize(threshold=128, p=solarize),
+                _Solarize(threshold=128, p=solarize),
                 v2.ToDtype(torch.float32, scale=True),
             ]
         )
@@ -575,18 +1139,32 @@ class TwoViews:
 class FlowAugmentation:
     """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
 
-    Called with two uint8 (3, h, w) RGB images it gives two float32 (3, *crop) images in [0, 1]. `scale` is the range of
-    a random resizing before the crop, e.g. (0.5, 1.0) to see more of a large frame. `color` is the largest relative
-    change of brightness, contrast and saturation (of hue: a fifth). ValueError if an image is smaller than the crop.
+    Called with two uint8 (3, h, w) RGB images it gives two float32 (3, *crop) images in [0, 1]. ValueError if an image
+    is smaller than what is to be cut from it.
+
+    Args:
+        crop: height and width of the results.
+        scale: range of a random resizing before the crop, e.g. (0.5, 1.0) to see more of a large frame.
+        color: the largest relative change of brightness, contrast and saturation (of hue: a fifth).
+        window: height and width of what is cut from the frames and then brought to the size of `crop`; by default as
+            much as that.
+        enlarge: of a frame smaller than `crop`, take the largest window of that shape instead of an error.
     """
 
-    def __init__(self, crop: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0), color: float = 0.2):
-        self.crop, self.scale = tuple(crop), tuple(scale)
+    def __init__(
+        self,
+        crop: tuple[int, int],
+        scale: tuple[float, float] = (1.0, 1.0),
+        color: float = 0.2,
+        window: tuple[int, int] | None = None,
+        enlarge: bool = False,
+    ):
+        self.crop, self.scale, self.window, self.enlarge = tuple(crop), tuple(scale), tuple(window or crop), enlarge
         self.change = v2.Compose(
             [
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomVerticalFlip(0.5),
-                v2.RandomApply([v2.ColorJitter(color, color, color, color / 5)], p=0.5),
+                v2.RandomApply([_ColorJitter(color, color, color, color / 5)], p=0.5),
                 v2.RandomApply([v2.RandomChannelPermutation()], p=0.1),
                 v2.ToDtype(torch.float32, scale=True),
             ]
@@ -596,13 +1174,13 @@ class FlowAugmentation:
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
     ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
         pair = torch.stack((image_1, image_2))  # transforms draw once per call: the same change for both
-        (h, w), (crop_h, crop_w) = pair.shape[-2:], self.crop
-        if h < crop_h or w < crop_w:
+        (h, w), (cut_h, cut_w) = pair.shape[-2:], self.window
+        if (h < cut_h or w < cut_w) and not self.enlarge:
             raise ValueError(
-                f"an image of {w}x{h} pixels is smaller than the crop of {crop_w}x{crop_h}; use a smaller --crop"
+                f"an image of {w}x{h} pixels is smaller than the crop of {cut_w}x{cut_h}; use a smaller --crop"
             )
-        factor = max(torch.empty(()).uniform_(*self.scale).item(), crop_h / h, crop_w / w)
-        window_h, window_w = min(round(crop_h / factor), h), min(round(crop_w / factor), w)
+        factor = max(torch.empty(()).uniform_(*self.scale).item(), cut_h / h, cut_w / w)
+        window_h, window_w = min(round(cut_h / factor), h), min(round(cut_w / factor), w)
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
         pair = F.resized_crop(pair, top, left, window_h, window_w, list(self.crop), antialias=True)
         if torch.rand(()) < 0.5:
@@ -618,14 +1196,22 @@ class ShardedStream(Sampler):
 
     `position` counts the samples of all processes, `batch_size` those of one process in a step. Each pass over the data
     is another permutation, given by `seed`: every item comes once per pass, whatever the number of processes, and a run
-    can start again at any step.
+    can start again at any step. `order` makes a permutation of `length` items from a generator (see `Mix.order`).
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, start_step: int = 0
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.order = order or (lambda rng: rng.permutation(length))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first = (self.start_step * self.world_size + self.rank) * self.batch_size
@@ -634,7 +1220,7 @@ class ShardedStream(Sampler):
             for position in range(first, first + self.batch_size):
                 if position // self.length != shown:
                     shown = position // self.length
-                    order = np.random.default_rng((self.seed, shown)).permutation(self.length)
+                    order = self.order(np.random.default_rng((self.seed, shown)))
                 yield position, int(order[position % self.length])
             first += self.world_size * self.batch_size
 
@@ -674,11 +1260,7 @@ class Seeded(Dataset):
             item = self.dataset[index]
             if self.transform is None:
                 return item
-            try:
-                return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
-            except ValueError as error:  # the transform does not know which file it has before it
-                name = self.dataset.name(index) if hasattr(self.dataset, "name") else f"item {index}"
-                raise ValueError(f"{name}: {error}") from error
+            return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
 
 
 def _one_thread(worker: int) -> None:
@@ -700,10 +1282,11 @@ def make_loader(
 
     The same seed gives the same batches whatever the number of workers; the caller's random states stay untouched.
     """
+    order = getattr(dataset, "order", None)  # a Mix has its own
     return DataLoader(
         Seeded(dataset, transform, seed),
         batch_size=batch_size,
-        sampler=ShardedStream(len(dataset), batch_size, seed, rank, world_size, start_step),
+        sampler=ShardedStream(len(dataset), batch_size, seed, rank, world_size, start_step, order),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

@@ -386,7 +386,7 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
         (write_frames(folder / "clip", 2) / "001.png").write_text("no picture")
         return ["--video-dir", folder / "clip"], "001.png"
     if kind == "image smaller than the crop":
-        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "clip, frames 0 and 1: an image of"
+        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "clip, frames 000.png and 001.png: an image of"
     if kind == "unknown preset":
         return ["packet"], "unknown preset 'packet'"
     if kind == "flow that never starts":
