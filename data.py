@@ -605,7 +605,9 @@ VIDEO_SETS = {
     ),
     "sintel_clean": VideoSet("Sintel clean", _SINTEL, "t*/clean/*/frame_*"),
     "sintel_final": VideoSet("Sintel final", _SINTEL, "t*/final/*/frame_*"),
-    "sintel_raw": VideoSet("Sintel, the film", "https://durian.blender.org/download", "*sintel*"),
+    "sintel_raw": VideoSet(
+        "Sintel, the film", "https://durian.blender.org/download", "sintel_raw/SCENE/frame_*.png, or *sintel*.mp4"
+    ),
     "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
     "things_clean": VideoSet(
         "FlyingThings3D clean", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"

@@ -177,7 +177,7 @@ class MCJEPA(nn.Module):
         backbone_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.encoder_is_frozen = loss, False
         self.encoder = build_encoder(config.encoder, backbone_weights)
         channels, strides = self.encoder.channels, self.encoder.strides
         for name, weights in (("variance", loss.variance), ("covariance", loss.covariance)):
@@ -196,6 +196,19 @@ class MCJEPA(nn.Module):
         self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+
+    def freeze_encoder(self, frozen: bool = True) -> None:
+        """No gradient reaches the encoder, and its normalisation layers keep their statistics also in train mode."""
+        self.encoder.requires_grad_(not frozen)
+        self.encoder_is_frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MCJEPA":
+        """As of any module, but a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Images in [0, 1] to the feature pyramid, coarsest first, in float32."""

@@ -3,6 +3,8 @@
     python train.py pocket                                             # 2 CPU cores, minutes, embedded data
     torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
     torchrun --nproc_per_node=8 train.py --video-dir VIDEOS --image-dir IMAGES
+    torchrun --nproc_per_node=8 train.py --data-root DATA              # the paper's data sets, in one folder
+    python train.py --data-root DATA --show-data                       # what of them is there, and their mix
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on one's own clip
     python train.py pocket --resume                                    # go on where the run stopped
 
@@ -15,6 +17,7 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -37,14 +40,64 @@ from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data import FlowAugmentation, ImageFiles, Seeded, ShapeImages, ShapePairs, TwoViews, VideoPairs, make_loader
+from data import (
+    VIDEO_SETS,
+    FlowAugmentation,
+    Found,
+    FramePairs,
+    ImageFiles,
+    ImageNet,
+    Mix,
+    Seeded,
+    ShapeImages,
+    ShapePairs,
+    TwoViews,
+    VideoPairs,
+    find_video_set,
+    make_loader,
+)
 from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, replacing, shapes_pairs, write_picture
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
-HARMLESS = ("output_dir", "resume", "init", "max_steps", "workers", "log_every", "checkpoint_every", "validation_pairs")
+HARMLESS = (
+    "output_dir", "resume", "init", "max_steps", "workers", "log_every", "checkpoint_every", "validation_pairs",
+    "show_data",
+)  # fmt: skip
 """Fields of `Config` that may differ when a run is resumed."""
+Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
+"""A batch of video pairs, or of two views."""
+
+
+@dataclass(frozen=True)
+class SetConfig:
+    """How a data set of video takes part in the mix."""
+
+    repeats: int = 1
+    """How often a pass over the mix goes through it."""
+    crop: tuple[int, int] | None = None
+    """Height and width of what is cut from its frames, and then brought to --crop. None: as much as --crop; of a
+    smaller frame the largest window of that shape."""
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """The data sets of --data-root. Repeats: 100 and 1 of KITTI second-hand; the others ours, to balance the sizes."""
+
+    kitti_raw: SetConfig = SetConfig(1)
+    kitti2012: SetConfig = SetConfig(100)
+    """Multiview extension, without frames 9 to 12."""
+    kitti2015: SetConfig = SetConfig(100)
+    """Multiview extension, without frames 9 to 12."""
+    sintel_clean: SetConfig = SetConfig(100)
+    sintel_final: SetConfig = SetConfig(100)
+    sintel_raw: SetConfig = SetConfig(10)
+    """The film, as folders of frames or as a video file."""
+    chairs: SetConfig = SetConfig(5)
+    things_clean: SetConfig = SetConfig(2)
+    things_final: SetConfig = SetConfig(2)
+    hd1k: SetConfig = SetConfig(100)
 
 
 @dataclass(frozen=True)
@@ -53,10 +106,21 @@ class Config:
 
     task: Literal["mcjepa", "mjepa", "vicreg"] = "mcjepa"
     """Both tasks, flow only (M-JEPA), or content only (VICReg)."""
+    strategy: Literal["combined", "alternate_batches", "alternate_epochs", "frozen", "finetune"] = "combined"
+    """How the two tasks share the steps from the flow start on (paper, Table 5): both in each; by turns; or flow only,
+    with the encoder frozen or not, from a checkpoint (--init) or from the epochs of content before."""
+    data_root: Path | None = None
+    """The folder in which the paper's data sets lie, in their native layouts: video (see --sets), and ImageNet."""
+    sets: tuple[str, ...] = ()
+    """Which of the data sets of video: names, or what names begin with: kitti, sintel, chairs, things, hd1k. None
+    named: all that are there."""
+    show_data: bool = False
+    """Only print what --data-root holds, and the mix."""
     video_dir: Path | None = None
-    """A folder tree of clips (folders of frames, video files), or one video file; without it MovingShapes."""
+    """A folder tree of clips (folders of frames, video files), or one video file, in place of the data sets of video;
+    without either MovingShapes."""
     image_dir: Path | None = None
-    """A folder tree of images; without it single frames of MovingShapes."""
+    """A folder tree of images in place of ImageNet; without either single frames of MovingShapes."""
     output_dir: Path = Path("runs/paper")
     """Everything that the run writes."""
     resume: Path | None = None
@@ -77,7 +141,8 @@ class Config:
     max_steps: int | None = None
     """Stop after so many steps in all; the schedules stay those of --epochs."""
     flow_start_epoch: float = 10.0
-    """The content task trains alone until then (paper). Flow only starts at once."""
+    """The content task trains alone until then (paper). Flow only starts at once; so do the strategies frozen and
+    finetune from --init, unless this is given."""
     image_batch: int = 384
     """Images per step over all processes (second-hand)."""
     video_batch: int = 8
@@ -89,7 +154,7 @@ class Config:
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Range of a random resizing of the frames before the crop."""
     frame_strides: tuple[int, ...] = (1,)
-    """Distances in frames between the two of a pair."""
+    """Distances in frames between the two of a pair (of --video-dir)."""
 
     learning_rate: float = 3e-4
     """Of encoder and expander (second-hand)."""
@@ -120,6 +185,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
 
 
 PRESETS = {
@@ -178,6 +244,9 @@ def read_config(arguments: list[str]) -> Config:
     config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
     if config.resume == Path("auto"):
         config = replace(config, resume=config.output_dir / "checkpoint.pt")
+    flow_start_given = any(re.match("--flow.start.epoch", word) for word in arguments)
+    if config.strategy in ("frozen", "finetune") and config.init and not flow_start_given:
+        config = replace(config, flow_start_epoch=0.0)
     return config
 
 
@@ -203,6 +272,22 @@ def check(config: Config, world: int) -> None:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
     if not 0 < config.crop_scale[0] <= config.crop_scale[1]:
         raise ValueError("--crop-scale takes the smaller factor first, both above 0")
+    for name, part in asdict(config.mix).items():
+        if part["repeats"] < 1 or min(part["crop"] or (1, 1)) < 1:
+            raise ValueError(f"--mix.{name.replace('_', '-')}: repeats and crop must be at least 1")
+    if config.sets and config.data_root is None:
+        raise ValueError("--sets chooses among the data sets of --data-root: give that too")
+    if config.strategy != "combined" and config.task == "vicreg":
+        raise ValueError(f"--strategy {config.strategy} is about flow: it cannot go with --task vicreg")
+    if config.strategy.startswith("alternate") and config.task == "mjepa":
+        raise ValueError(f"--strategy {config.strategy} needs both tasks: it cannot go with --task mjepa")
+    begins_with = config.init or config.backbone or config.resume
+    flow_at_once = config.task == "mjepa" or config.flow_start_epoch == 0
+    if config.strategy in ("frozen", "finetune") and flow_at_once and not begins_with:
+        raise ValueError(
+            f"--strategy {config.strategy} needs a trained encoder: give a checkpoint with --init, or learn content "
+            "first, until --flow-start-epoch"
+        )
     if config.task == "mcjepa" and config.flow_start_epoch >= config.epochs:
         raise ValueError(
             f"--flow-start-epoch {config.flow_start_epoch:g} is not before the end at --epochs {config.epochs}: "
@@ -215,21 +300,97 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f"{config.output_dir} already holds a run, another than --resume: give another --output-dir")
 
 
-def open_sources(config: Config) -> tuple[tuple[Dataset, object], tuple[Dataset, object]]:
-    """(data set, transform) of the video pairs and of the images."""
-    if config.video_dir is None:
-        video = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
-    else:
-        video = (
-            VideoPairs(config.video_dir, config.frame_strides),
-            FlowAugmentation(config.crop, config.crop_scale),
-        )
-    side = config.image_size
-    if config.image_dir is None:
-        images = ShapeImages(IMAGENET_SIZE, (side, side), seed=config.seed + 1)
-    else:
+def chosen_sets(config: Config) -> list[str]:
+    """The names that --sets stands for. ValueError for one that fits no data set."""
+    for wanted in config.sets:
+        if not any(name.startswith(wanted) for name in VIDEO_SETS):
+            raise ValueError(f"--sets {wanted}: no such data set; choose of {', '.join(VIDEO_SETS)}")
+    return [name for name in VIDEO_SETS if not config.sets or name.startswith(config.sets)]
+
+
+def open_mix(config: Config) -> tuple[Mix, dict[str, Found | None]]:
+    """The data sets of video that lie in --data-root as one, and what was found by name.
+
+    Raises:
+        FileNotFoundError: no such folder, or a data set that --sets names in full is not there.
+        ValueError: a data set is damaged.
+    """
+    found = {name: find_video_set(name, config.data_root) for name in chosen_sets(config)}
+    for name, place in found.items():
+        if place is None and name in config.sets:
+            raise FileNotFoundError(f"{config.data_root}: it does not hold {how_to_get(name)}")
+    parts, repeats = {}, {}
+    for name, place in found.items():
+        if place:
+            settings = getattr(config.mix, name)
+            augmentation = FlowAugmentation(
+                config.crop, config.crop_scale, window=settings.crop, enlarge=settings.crop is None
+            )
+            parts[name] = FramePairs(place.clips, transform=augmentation)
+            repeats[name] = settings.repeats
+    return Mix(parts, repeats), found
+
+
+def how_to_get(name: str) -> str:
+    """Where a data set of video is to be had, and how it must lie."""
+    wanted = VIDEO_SETS[name]
+    return f"{name} ({wanted.title}): get it at {wanted.url}, unpack it to FOLDER/{wanted.frames}"
+
+
+def show_mix(mix: Mix, found: dict[str, Found | None]) -> str:
+    """A table of the data sets in the mix, what is missing, and the gaps in their numbering."""
+    lines = [f"{'set':13} {'clips':>7} {'pairs':>9} {'repeats':>8} {'share':>7}  path"]
+    for name, part in mix.parts.items():
+        share = mix.lengths[name] / len(mix)
+        clips, path = len(found[name].clips), found[name].path
+        lines.append(f"{name:13} {clips:7,} {len(part):9,} {mix.repeats[name]:8} {share:7.2%}  {path}")
+    notes = [note for place in found.values() if place for note in place.notes]
+    lines += [f"note: {note}" for note in notes[:5]]
+    if len(notes) > 5:
+        lines.append(f"note: {len(notes) - 5} more gaps like these")
+    return "\n".join(lines)
+
+
+def show_data(config: Config) -> None:
+    """Prints what --data-root holds: a line for each set in the mix, for the images, and for what is missing."""
+    mix, found = open_mix(config)
+    print(show_mix(mix, found))
+    try:
+        images = ImageNet(config.data_root)
+        print(f"imagenet: {len(images):,} images in {len(images.classes):,} classes  {images.root}")
+    except FileNotFoundError as error:
+        print(f"missing: {error}")
+    for name, place in found.items():
+        if place is None:
+            print(f"missing: {how_to_get(name)}")
+
+
+def open_videos(config: Config, main: bool) -> tuple[Dataset, object]:
+    """The video pairs and their transform; `main` prints what they are, if they lie in --data-root or are embedded."""
+    if config.video_dir:
+        augmentation = FlowAugmentation(config.crop, config.crop_scale)
+        return VideoPairs(config.video_dir, config.frame_strides, augmentation), None
+    if config.data_root:
+        mix, found = open_mix(config)
+        if not mix.parts:
+            raise FileNotFoundError(
+                f"{config.data_root}: none of {', '.join(found)} is in it; --show-data tells how they must lie"
+            )
+        if main:
+            print(show_mix(mix, found))
+        return mix, None
+    return ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
+
+
+def open_images(config: Config) -> tuple[Dataset, object]:
+    """The images and their transform."""
+    if config.image_dir:
         images = ImageFiles(config.image_dir)
-    return video, (images, TwoViews(side))
+    elif config.data_root:
+        images = ImageNet(config.data_root)
+    else:
+        images = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
+    return images, TwoViews(config.image_size)
 
 
 def as_floats(*images: Tensor) -> tuple[Tensor, ...]:
@@ -377,17 +538,36 @@ class Log:
 
 
 class Plan(NamedTuple):
-    """Where in a run things change, counted in steps from its beginning."""
+    """What is learned at which step, counted from the beginning of a run."""
 
+    task: str
+    strategy: str
     per_epoch: int
     last: int
     """The run ends before this step."""
     flow_start: int
     """The flow task joins at this step."""
     regularisation_warmup: int
-    """Eq. 6 has its full weight so many steps after the flow start."""
+    """Eq. 6 has its full weight after so many steps of flow."""
     mask_warmup: int
-    """The occlusion masks are on so many steps after the flow start."""
+    """The occlusion masks are on after so many steps of flow."""
+
+    def tasks(self, step: int) -> tuple[bool, bool]:
+        """Whether a step learns flow, and whether content: the strategies of Table 5."""
+        if self.task == "vicreg" or step < self.flow_start:
+            return False, True
+        if self.task == "mjepa" or self.strategy in ("frozen", "finetune"):
+            return True, False
+        turn = step - self.flow_start
+        if self.strategy == "alternate_epochs":
+            turn //= self.per_epoch
+        alternates = self.strategy != "combined"
+        return not alternates or turn % 2 == 0, not alternates or turn % 2 == 1
+
+    def taken(self, step: int) -> tuple[int, int]:
+        """How many steps before this one learn flow, and how many content."""
+        flow, content = zip((0, 0), *(self.tasks(s) for s in range(step)), strict=True)
+        return sum(flow), sum(content)
 
     def epoch(self, step: int) -> int:
         """The number of the epoch, from 1, that the last of `step` steps belongs to."""
@@ -398,12 +578,14 @@ class Plan(NamedTuple):
         return step % self.per_epoch == 0 or step == self.last
 
 
-def make_plan(config: Config, videos: Dataset, images: Dataset) -> Plan:
+def make_plan(config: Config, videos: Dataset | None, images: Dataset | None) -> Plan:
     """The epochs of a configuration in steps. An epoch is one pass over the images; for flow only, over the pairs."""
     data, batch = (videos, config.video_batch) if config.task == "mjepa" else (images, config.image_batch)
     per_epoch = config.steps_per_epoch or max(len(data) // batch, 1)
     total = config.epochs * per_epoch
     return Plan(
+        task=config.task,
+        strategy=config.strategy,
         per_epoch=per_epoch,
         last=min(total, config.max_steps or total),
         flow_start=0 if config.task == "mjepa" else round(config.flow_start_epoch * per_epoch),
@@ -453,14 +635,16 @@ def take_step(
     config: Config,
     plan: Plan,
     step: int,
+    flow_steps: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    video: tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]] | None,
-    views: tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 3 s s"]] | None,
+    video: Pair | None,
+    views: Pair | None,
 ) -> tuple[Losses, dict[str, Tensor]]:
     """Step number `step`: schedules, forward, backward, clipping, update.
 
     Args:
+        flow_steps: how many steps before this one have learned flow.
         model: MCJEPA, or DDP around it.
         video, views: this process's batches; None for a task that does not learn in this step.
 
@@ -473,7 +657,6 @@ def take_step(
     factor = schedule(config, (step + 1) / plan.per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
-    flow_steps = step - plan.flow_start
     kind = optimizer.param_groups[0]["params"][0].device.type
     bfloat16 = config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
@@ -521,7 +704,7 @@ def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tens
     """Three pairs whose flow is drawn after each epoch: (image_1, image_2, true flow or None)."""
     if config.task == "vicreg":
         return []
-    if config.video_dir is None:
+    if config.video_dir is None and config.data_root is None:
         return [(p.image_1[0], p.image_2[0], p.flow[0]) for p in shapes_pairs(3, config.crop, UNSEEN_SEED)]
     seeded = Seeded(videos, transform, config.seed)
     return [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
@@ -530,7 +713,7 @@ def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tens
 def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int, epoch: int) -> None:
     """The flow on unseen MovingShapes, and pictures of the flow of a few pairs."""
     model.eval()
-    if config.video_dir is None and config.validation_pairs:
+    if config.video_dir is None and config.data_root is None and config.validation_pairs:
         result = evaluate_flow_on_shapes(model, config.validation_pairs, config.crop)
         log.write(step, {f"validation/{name}": value for name, value in result.items()})
         log.say(
@@ -544,6 +727,16 @@ def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int
         figures.append(flow_figure(image_1, image_2, flow, truth))
     log.picture(epoch, step, torch.cat(figures, dim=1))
     model.train()
+
+
+def choose_parts(config: Config, model: MCJEPA, flow_has_started: bool) -> None:
+    """Which parts of the model learn before the flow start, and after it."""
+    flow_alone = flow_has_started and config.strategy in ("frozen", "finetune")
+    if model.estimator is not None:
+        model.estimator.requires_grad_(flow_has_started)
+    if model.expander is not None:
+        model.expander.requires_grad_(not flow_alone)
+    model.freeze_encoder(flow_alone and config.strategy == "frozen")
 
 
 def own_device() -> torch.device:
@@ -561,12 +754,18 @@ def train(config: Config) -> None:
     """One run, from the sources of data to the last checkpoint."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     main = rank == 0
+    if config.show_data:
+        if config.data_root is None:
+            raise ValueError("--show-data shows what lies in --data-root: give that too")
+        show_data(config)
+        return
     check(config, world)
     device = own_device()
     learn_flow, learn_content = config.task != "vicreg", config.task != "mjepa"
-    (videos, video_transform), (images, image_transform) = open_sources(config)
-    embedded = ["--video-dir"] if learn_flow and config.video_dir is None else []
-    embedded += ["--image-dir"] if learn_content and config.image_dir is None else []
+    videos, video_transform = open_videos(config, main) if learn_flow else (None, None)
+    images, image_transform = open_images(config) if learn_content else (None, None)
+    embedded = [] if config.data_root else ["--video-dir"] * (learn_flow and config.video_dir is None)
+    embedded += [] if config.data_root else ["--image-dir"] * (learn_content and config.image_dir is None)
     if main and embedded:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
 
@@ -595,46 +794,54 @@ def train(config: Config) -> None:
             share = batch // world
             return iter(make_loader(dataset, transform, share, config.seed, rank, world, position, config.workers))
 
-        image_batches = batches(images, image_transform, config.image_batch, start) if learn_content else None
-        video_batches, parallel = None, model
         epoch = plan.epoch(start)
         if main and learn_flow and epoch and plan.ends_epoch(start) and not log.picture_path(epoch).exists():
             end_of_epoch(config, model, pairs, log, start, epoch)  # the run was stopped just after `save`
-        since, seen = time.perf_counter(), start
+        video_batches = image_batches = None
+        flow_steps, content_steps = plan.taken(start)
+        latest = {}
+        parallel, since, seen = model, time.perf_counter(), (start, flow_steps, content_steps)
         for step in range(start, plan.last):
-            flow_steps = step - plan.flow_start
-            if learn_flow and video_batches is None and flow_steps >= 0:
-                video_batches = batches(videos, video_transform, config.video_batch, flow_steps)
-            if step == start or flow_steps == 0:
-                # Until the flow starts, the estimator gets no gradient, and DDP must not wait for one: wrap anew.
-                if model.estimator is not None:
-                    model.estimator.requires_grad_(flow_steps >= 0)
-                if world > 1:
-                    devices = [device.index] if device.type == "cuda" else None
-                    parallel = DistributedDataParallel(model, device_ids=devices)
+            flow, content = plan.tasks(step)
+            if step in (start, plan.flow_start):
+                choose_parts(config, model, flow_has_started=step >= plan.flow_start)
+                if world > 1:  # DDP waits for the gradient of all that may have one: wrap anew
+                    parallel = DistributedDataParallel(
+                        model,
+                        device_ids=[device.index] if device.type == "cuda" else None,
+                        find_unused_parameters=config.strategy.startswith("alternate"),
+                    )
+            video = views = None
+            if flow:
+                if video_batches is None:
+                    video_batches = batches(videos, video_transform, config.video_batch, flow_steps)
+                video = tuple(x.to(device, non_blocking=True) for x in next(video_batches))
+            if content:
+                if image_batches is None:
+                    image_batches = batches(images, image_transform, config.image_batch, content_steps)
+                views = tuple(x.to(device, non_blocking=True) for x in next(image_batches))
 
-            video, views = (
-                tuple(x.to(device, non_blocking=True) for x in next(source)) if source is not None else None
-                for source in (video_batches, image_batches)
-            )
-            losses, norms = take_step(config, plan, step, parallel, optimizer, video, views)
+            latest[flow, content] = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
+            flow_steps, content_steps, done = flow_steps + flow, content_steps + content, step + 1
 
-            done = step + 1
             log.advance()
             if done % config.log_every == 0 or done == plan.last:
-                seconds = (time.perf_counter() - since) / (done - seen)
-                since, seen = time.perf_counter(), done
-                numbers = {"epoch": done / plan.per_epoch} | measured(losses, norms, optimizer)
-                numbers["pairs_per_second"] = config.video_batch / seconds if video else 0.0
-                numbers["images_per_second"] = config.image_batch / seconds if views else 0.0
+                seconds = time.perf_counter() - since
+                numbers = {"epoch": done / plan.per_epoch}
+                for losses, norms in latest.values():  # where the tasks alternate, the last step of each
+                    numbers |= measured(losses, norms, optimizer)
+                numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[1]) / seconds
+                numbers["images_per_second"] = config.image_batch * (content_steps - seen[2]) / seconds
                 log.write(done, numbers)
                 log.advance(0, shown(numbers))
+                since, seen = time.perf_counter(), (done, flow_steps, content_steps)
+                latest.clear()
             if main and (plan.ends_epoch(done) or done % config.checkpoint_every == 0):
                 save(config, done, model, optimizer)
             if plan.ends_epoch(done):
                 if main and learn_flow:
                     end_of_epoch(config, model, pairs, log, done, plan.epoch(done))
-                since, seen = time.perf_counter(), done
+                since, seen = time.perf_counter(), (done, flow_steps, content_steps)
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
     if world > 1:

@@ -327,7 +327,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(m
     views = tuple(torch.rand(2, 4, 3, 32, 32))
     plan = train.make_plan(config, range(10), range(10))
     with pytest.raises(ValueError, match="gradient of expander is not finite"):
-        train.take_step(config, plan, 0, model, optimizer, None, views)
+        train.take_step(config, plan, 0, 0, model, optimizer, None, views)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if "num_batches" not in name)
 
@@ -386,7 +386,8 @@ def _mistake(kind: str, folder: Path) -> tuple[list, str]:
         (write_frames(folder / "clip", 2) / "001.png").write_text("no picture")
         return ["--video-dir", folder / "clip"], "001.png"
     if kind == "image smaller than the crop":
-        return ["--video-dir", write_frames(folder / "clip", 2, size=(40, 200))], "clip, frames 000.png and 001.png: an image of"
+        clip = write_frames(folder / "clip", 2, size=(40, 200))
+        return ["--video-dir", clip], "clip, frames 000.png and 001.png: an image of"
     if kind == "unknown preset":
         return ["packet"], "unknown preset 'packet'"
     if kind == "flow that never starts":
