@@ -1,30 +1,28 @@
 """Measure a trained model: optical flow against ground truth (Section 4 of MC-JEPA, the flow columns of its Table 1).
 
     python evaluate.py flow --model runs/pocket/checkpoint.pt                          # MovingShapes never trained on
-    python evaluate.py flow --model runs/pocket/checkpoint.pt --data-root Middlebury   # a folder with ground truth
+    python evaluate.py flow --model runs/pocket/checkpoint.pt --data-root DATA --benchmark sintel
     python evaluate.py flow --model runs/pocket/checkpoint.pt --images a.png b.png     # pictures of the flow a to b
     python evaluate.py flow --model runs/pocket/checkpoint.pt --video clip.mp4         # a video of its flow
+    python evaluate.py flow --model CHECKPOINT --data-root DATA --benchmark kitti2015 --split testing --export TO_SUBMIT
 
-Zero flow and OpenCV's DIS stand beside the model in every table, and `--model zero` or `--model dis` runs them alone.
-Numbers go to the screen and to flow.json in `--output-dir`, pictures beside it.
-
-`--data-root` accepts the folder (or its parent, where the folder bears the name in brackets) of
-
-    Middlebury   other-data/SCENE/frame10.png, frame11.png and other-gt-flow/SCENE/flow10.flo       [Middlebury]
-    KITTI        image_2 (image_0, colored_0)/N_10.png, N_11.png and flow_occ/N_10.png               [training]
-    any pairs    NAME_img1.EXT, NAME_img2.EXT and NAME_flow.flo or NAME_flow.png, as FlyingChairs    [data]
+Zero flow and OpenCV's DIS stand beside the model in every table; `--model` may also name a baseline: zero, dis,
+farneback, random. Numbers go to the screen and to flow.json in `--output-dir`, pictures beside it. `--data-root` is the
+folder of a benchmark in its native layout, or one that holds it up to two folders deeper; see `data.BENCHMARKS`. Pairs
+of one's own lie together as NAME_img1.EXT, NAME_img2.EXT and NAME_flow.flo or NAME_flow.png (KITTI's format).
 """
 
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,15 +36,12 @@ from torch import Tensor
 from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
-from data import MovingShapes, VideoPairs, load_image
+from data import FlowFiles, MovingShapes, VideoPairs, find_benchmark, known_flow, load_image, read_flow
 from flow import resize_flow, warp
 from mcjepa import MCJEPA, load_model
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
-UNKNOWN_FLOW = 1e9
-"""Middlebury's mark: true flow beyond it is unknown and counts nowhere."""
-
 Mask = Bool[Tensor, "b 1 h w"] | Bool[Tensor, "b h w"]
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, h, w) in [0, 1] to the flow (1, 2, h, w) from the first to the second, in pixels."""
@@ -66,11 +61,6 @@ def _errors_and_lengths(
         raise ValueError("no pixel with known flow: the error is not defined")
     error = (flow.float() - truth.float()).norm(dim=1)[counts]
     return error, truth.float().norm(dim=1)[counts]
-
-
-def known_flow(flow: Float[Tensor, "b 2 h w"]) -> Bool[Tensor, "b 1 h w"]:
-    """Where both components are finite and not beyond 1e9, the mark of Middlebury's files for "unknown"."""
-    return (flow.abs() <= UNKNOWN_FLOW).all(dim=1, keepdim=True)
 
 
 def end_point_error(
@@ -114,12 +104,44 @@ def dis_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"
     """
     if max(image_1.shape[-2:]) < 12:
         raise ValueError(f"images of {_size(image_1)} are too small for DIS: one side needs 12 pixels")
-    grey = [cv2.cvtColor(_to_numpy(to_uint8(image[0])), cv2.COLOR_RGB2GRAY) for image in (image_1, image_2)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*_grey(image_1, image_2), None)
     return torch.from_numpy(flow).permute(2, 0, 1)[None]
 
 
-BASELINES: dict[str, FlowMethod] = {"zero": zero_flow, "dis": dis_flow}
+def farneback_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
+    """The baseline of Farneback (2003): OpenCV's, with the parameters of its tutorial, on 8-bit grey images."""
+    options = {
+        "pyr_scale": 0.5,
+        "levels": 3,
+        "winsize": 15,
+        "iterations": 3,
+        "poly_n": 5,
+        "poly_sigma": 1.2,
+        "flags": 0,
+    }
+    return torch.from_numpy(cv2.calcOpticalFlowFarneback(*_grey(image_1, image_2), None, **options)).permute(2, 0, 1)[
+        None
+    ]
+
+
+def _grey(*images: Float[Tensor, "1 3 h w"]) -> list[np.ndarray]:
+    return [cv2.cvtColor(_to_numpy(to_uint8(image[0])), cv2.COLOR_RGB2GRAY) for image in images]
+
+
+BASELINES: dict[str, FlowMethod] = {"zero": zero_flow, "dis": dis_flow, "farneback": farneback_flow}
+BESIDE = ("zero", "dis")
+"""The baselines that stand beside every model."""
+
+
+def flow_method(name: str) -> FlowMethod:
+    """A baseline, "random" (the default network as it is before training, seed 0), or the model of a checkpoint."""
+    if name in BASELINES:
+        return BASELINES[name]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "random":
+        torch.manual_seed(0)
+        return model_flow(MCJEPA(task="mjepa").eval().to(device))
+    return model_flow(load_model(name, device))
 
 
 def model_flow(model: MCJEPA) -> FlowMethod:
@@ -128,124 +150,88 @@ def model_flow(model: MCJEPA) -> FlowMethod:
     return lambda image_1, image_2: model.estimate_flow(image_1.to(device), image_2.to(device)).float().cpu()
 
 
-def at_scale(method: FlowMethod, scale: float) -> FlowMethod:
-    """Estimates on images resized by `scale` and brings the flow back to the size and the pixels of the originals."""
+def at_size(method: FlowMethod, resize: str) -> FlowMethod:
+    """Estimates on images of another size, and brings the flow back to the size and the pixels of the originals.
+
+    Args:
+        resize: "pad": as they are, and a model pads them by itself; "multiple": stretched to the nearest multiples of
+            64; "384x832": to that height and width; "0.5": by that factor.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if resize == "pad":
+        return method
+    exact = re.fullmatch(r"(\d+)x(\d+)", resize)
+    factor = float(resize) if re.fullmatch(r"\d*\.?\d+", resize) else 0.0
+    if resize != "multiple" and not factor and not (exact and int(exact[1]) and int(exact[2])):
+        raise ValueError(
+            f"--resize {resize}: choose pad, multiple, HEIGHTxWIDTH such as 384x832, or a factor such as 0.5"
+        )
+
+    def new_size(length: int, axis: int) -> int:
+        if exact:
+            return int(exact[1 + axis])
+        return max(round(length * factor), 1) if factor else max(round(length / 64), 1) * 64
 
     def estimate(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
-        height, width = image_1.shape[-2:]
-        size = (max(1, round(scale * height)), max(1, round(scale * width)))
-        small = [F.interpolate(image, size, mode="bilinear", antialias=True) for image in (image_1, image_2)]
-        return resize_flow(method(*small), (height, width))
+        size = image_1.shape[-2:]
+        inner = [new_size(length, axis) for axis, length in enumerate(size)]
+        resized = [F.interpolate(image, inner, mode="bilinear", antialias=True) for image in (image_1, image_2)]
+        return resize_flow(method(*resized), size)
 
-    return method if scale == 1 else estimate
+    return estimate
 
 
 # ---------------------------------------------------------------------------------------------------- reading
 
 
 class Pair(NamedTuple):
-    """Two images `(1, 3, h, w)` in [0, 1], the true flow `(1, 2, h, w)` from 1 to 2 and where it is known."""
+    """Two images `(1, 3, h, w)` in [0, 1], the true flow `(1, 2, h, w)` from 1 to 2, and the parts of the image that
+    are measured apart, each `(1, 1, h, w)`; the first, "all", is where the flow is known."""
 
     name: str
+    group: str
     image_1: Tensor
     image_2: Tensor
     flow: Tensor
-    valid: Tensor
+    regions: dict[str, Tensor]
 
 
-def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h w"]]:
-    """True flow in pixels and where it is known, from Middlebury's .flo or KITTI's 16-bit .png.
+def read_pair(files: FlowFiles) -> Pair:
+    """Reads one pair, its true flow and its masks; raises ValueError where they differ in size.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another format, a file cut short, or no known flow in it.
+    The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
+    calls invalid are unknown. Of KITTI: noc (not occluded), and bg and fg where its obj_map lies there.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
-    flow = _read_kitti_png(path) if path.suffix == ".png" else _read_flo(path)
-    flow = torch.from_numpy(flow).permute(2, 0, 1)[None]
-    valid = known_flow(flow)
-    if not valid.any():
-        raise ValueError(f"{path}: no pixel of this flow is known")
-    return flow, valid
-
-
-def _read_flo(path: Path) -> np.ndarray:
-    """Not by cv2.readOpticalFlow: it crashes the interpreter on a damaged header."""
-    content = path.read_bytes()
-    if content[:4] != b"PIEH":
-        raise ValueError(f"{path}: not a .flo file (its first bytes are not 'PIEH')")
-    width, height = np.frombuffer(content[4:12], "<i4") if len(content) >= 12 else (0, 0)
-    if width < 1 or height < 1 or len(content) < 12 + 8 * int(width) * int(height):
-        raise ValueError(f"{path}: the .flo file is cut short or damaged ({len(content)} bytes, {width}x{height} px)")
-    return np.frombuffer(content, "<f4", 2 * width * height, offset=12).reshape(height, width, 2).astype(np.float32)
-
-
-def _read_kitti_png(path: Path) -> np.ndarray:
-    """(value - 2^15) / 64 px; unknown pixels, where the third channel is 0, become NaN."""
-    load_image(path)  # for its errors: OpenCV tells of a damaged file on stderr, in its own words
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.dtype != np.uint16 or stored.shape[2:] != (3,):
-        raise ValueError(f"{path}: not a flow of KITTI's format (a png of three 16-bit channels)")
-    valid, y, x = cv2.split(stored)  # OpenCV gives blue, green, red; the file holds x, y, valid as red, green, blue
-    flow = (np.stack([x, y], axis=-1).astype(np.float32) - 2**15) / 64
-    return np.where(valid[..., None] > 0, flow, np.float32("nan"))
-
-
-def _frames_middlebury(flow: Path) -> tuple[str, Path, Path]:
-    folder = flow.parents[2] / "other-data" / flow.parent.name
-    return flow.parent.name, folder / "frame10.png", folder / "frame11.png"
-
-
-def _frames_kitti(flow: Path) -> tuple[str, Path, Path]:
-    folders = [flow.parents[1] / name for name in ("image_2", "image_0", "colored_0")]
-    folder = next((folder for folder in folders if (folder / flow.name).exists()), folders[0])
-    return flow.stem, folder / flow.name, folder / flow.name.replace("_10.png", "_11.png")
-
-
-def _frames_flat(flow: Path) -> tuple[str, Path, Path]:
-    name = flow.stem.removesuffix("_flow")
-    suffix = next((p.suffix for p in sorted(flow.parent.glob(f"{name}_img1.*"))), ".png")
-    return name, flow.with_name(f"{name}_img1{suffix}"), flow.with_name(f"{name}_img2{suffix}")
-
-
-LAYOUTS = {
-    "Middlebury": ("other-gt-flow/*/flow10.flo", _frames_middlebury),
-    "KITTI": ("flow_occ/*_10.png", _frames_kitti),
-    "pairs with .flo": ("*_flow.flo", _frames_flat),
-    "pairs with .png": ("*_flow.png", _frames_flat),
-}
-"""How the files of true flow are found below the root, and the name and the two frames that belong to one of them."""
-
-
-def find_pairs(root: Path) -> tuple[str, list[tuple[str, Path, Path, Path]]]:
-    """The layout of a folder with ground truth and its pairs: name, frame 1, frame 2, flow file. Sorted by name.
-
-    Raises:
-        FileNotFoundError: no such folder, no pair of a known layout in it, or a flow file without its frames.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    for folder in (root, root / "Middlebury", root / "training", root / "data"):
-        for layout, (pattern, frames_of) in LAYOUTS.items():
-            pairs = [(*frames_of(flow), flow) for flow in sorted(folder.glob(pattern))]
-            for _, *frames, flow in pairs:
-                for frame in frames:
-                    if not frame.is_file():
-                        raise FileNotFoundError(f"{frame}: missing, though its flow is there ({flow})")
-            if pairs:
-                return layout, pairs
-    accepted = ", ".join(pattern for pattern, _ in LAYOUTS.values())
-    raise FileNotFoundError(f"{root}: no true flow in it; looked for {accepted} (see the top of evaluate.py)")
-
-
-def read_pair(name: str, image_1: Path, image_2: Path, flow: Path) -> Pair:
-    """Reads one pair and its true flow; raises ValueError where the three differ in size."""
-    frames = read_frames(image_1, image_2)
-    truth, valid = read_flow(flow)
+    frames = read_frames(files.image_1, files.image_2)
+    truth, known = read_flow(files.flow)
     if truth.shape[-2:] != frames[0].shape[-2:]:
-        raise ValueError(f"{flow}: flow of {_size(truth)}, but its frames are {_size(frames[0])}")
-    return Pair(name, *frames, truth, valid)
+        raise ValueError(f"{files.flow}: flow of {_size(truth)}, but its frames are {_size(frames[0])}")
+    masks = {name: read_mask(path, truth) for name, path in files.masks.items()}
+    if "invalid" in masks:
+        known = known & ~masks["invalid"]
+    regions = {"all": known}
+    if "occlusions" in masks:
+        length = truth.norm(dim=1, keepdim=True)
+        regions |= {"matched": known & ~masks["occlusions"], "unmatched": known & masks["occlusions"]}
+        regions |= {"0-10": known & (length < 10), "10-40": known & (length >= 10) & (length < 40)}
+        regions["40+"] = known & (length >= 40)
+    if "flow_noc" in masks:
+        regions["noc"] = known & masks["flow_noc"]
+    if "obj_map" in masks:
+        regions |= {"bg": known & ~masks["obj_map"], "fg": known & masks["obj_map"]}
+    return Pair(files.name, files.group, *frames, truth, regions)
+
+
+def read_mask(path: Path, like: Float[Tensor, "1 2 h w"]) -> Bool[Tensor, "1 1 h w"]:
+    """Where an image is not black; of a file of flow (in flow_noc): where it is known."""
+    mask = (
+        read_flow(path)[1] if path.parent.name == "flow_noc" else (load_image(path)[None] > 0).any(dim=1, keepdim=True)
+    )
+    if mask.shape[-2:] != like.shape[-2:]:
+        raise ValueError(f"{path}: a mask of {_size(mask)}, but the flow is {_size(like)}")
+    return mask
 
 
 def read_frames(path_1: Path, path_2: Path) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 3 h w"]]:
@@ -265,7 +251,7 @@ def shapes_pairs(count: int, size: tuple[int, int], seed: int = UNSEEN_SEED) -> 
     for index in range(count):
         item = shapes[index]
         truth = item["flow_forward"]
-        yield Pair(f"shapes_{index:04d}", item["images"][:1], item["images"][1:], truth, known_flow(truth))
+        yield Pair(f"shapes_{index:04d}", "", item["images"][:1], item["images"][1:], truth, {"all": known_flow(truth)})
 
 
 def _size(image: Tensor) -> str:
@@ -296,6 +282,13 @@ def flow_colours(flow: Float[Tensor, "2 h w"], scale: float) -> UInt8[Tensor, "3
     return flow_to_image(F.pad(unit, (0, 1), value=0.5**0.5))[..., :-1] * known
 
 
+def colour_wheel(height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    """The colours of all flows up to full colour, as a disc on white."""
+    y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
+    disc = torch.stack((x, y)) / (min(height, width) / 2)
+    return torch.where(disc.norm(dim=0) <= 1, flow_colours(disc, 1.0), 255).to(torch.uint8)
+
+
 def flow_figure(
     image_1: Float[Tensor, "3 h w"],
     image_2: Float[Tensor, "3 h w"],
@@ -304,7 +297,8 @@ def flow_figure(
 ) -> UInt8[Tensor, "3 H W"]:
     """One picture to judge a flow by eye: both frames, the flow, frame 2 warped to frame 1 by it, and the absolute
     difference between that and frame 1, which is black for a perfect flow. With the truth: its colours, on the same
-    scale, and the end-point error. A title tells how many pixels the full colour stands for.
+    scale, and the end-point error. The last panel is the colour wheel of that scale: the colour at a point is that of
+    the flow from the wheel's middle to it, and the rim is as long as the titles of the flows tell.
 
     Args:
         image_1, image_2: RGB in [0, 1].
@@ -322,6 +316,7 @@ def flow_figure(
         error = torch.where(known_flow(truth[None])[0], flow - truth, 0.0)
         brightest = colour_scale(error)
         panels.append((f"error ({brightest:.1f} px)", to_uint8((error.norm(dim=0) / brightest).expand(3, -1, -1))))
+    panels.append((f"wheel ({scale:.1f} px)", colour_wheel(*image_1.shape[1:])))
     return _grid(panels, columns=3 if truth is None else 4)
 
 
@@ -361,23 +356,37 @@ def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
 # ------------------------------------------------------------------------------------------------ measurement
 
 
-def measure(pair: Pair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], dict[str, float]]:
-    """Runs a method on a pair: its flow, and its `epe` in pixels, `f1_all` in [0, 1] and `seconds`."""
+def measure(pair: Pair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], dict]:
+    """Runs a method on a pair: its flow, its `epe` in pixels and `f1` in [0, 1] in each region, and its `seconds`."""
     start = time.perf_counter()
     flow = method(pair.image_1, pair.image_2)
     seconds = time.perf_counter() - start
-    epe = end_point_error(flow, pair.flow, pair.valid).item()
-    return flow, {"epe": epe, "f1_all": f1_all(flow, pair.flow, pair.valid).item(), "seconds": seconds}
-
-
-def summarise(scenes: list[dict], method: str) -> dict[str, float]:
-    """EPE as the mean over pairs, F1-all over all pixels (as KITTI's development kit), the median of the seconds."""
-    numbers, pixels = [scene[method] for scene in scenes], [scene["pixels"] for scene in scenes]
-    return {
-        "epe": float(np.mean([n["epe"] for n in numbers])),
-        "f1_all": float(np.average([n["f1_all"] for n in numbers], weights=pixels)),
-        "seconds": float(np.median([n["seconds"] for n in numbers])),
+    regions = {name: region for name, region in pair.regions.items() if region.any()}
+    epe = {name: end_point_error(flow, pair.flow, region).item() for name, region in regions.items()}
+    return flow, {
+        "epe": epe,
+        "f1": {name: f1_all(flow, pair.flow, region).item() for name, region in regions.items()},
+        "seconds": seconds,
     }
+
+
+def summarise(scenes: list[dict], method: str) -> dict:
+    """A method over many pairs: `epe` and `f1` of each region, as the mean over images (`per_image`; each counts alike)
+    and over pixels (`per_pixel`; as the development kits of KITTI and Sintel count), and the median of the seconds."""
+    names = list(dict.fromkeys(name for scene in scenes for name in scene["pixels"]))
+    means = {"per_image": {"epe": {}, "f1": {}}, "per_pixel": {"epe": {}, "f1": {}}}
+    for name in names:
+        pixels = [scene["pixels"][name] for scene in scenes if name in scene["pixels"]]
+        for metric in ("epe", "f1"):
+            values = [scene[method][metric][name] for scene in scenes if name in scene["pixels"]]
+            means["per_image"][metric][name] = float(np.mean(values))
+            means["per_pixel"][metric][name] = float(np.average(values, weights=pixels))
+    return means | {"seconds": float(np.median([scene[method]["seconds"] for scene in scenes]))}
+
+
+def count_pixels(pair: Pair) -> dict[str, int]:
+    """Of each region that is not empty."""
+    return {name: int(region.sum()) for name, region in pair.regions.items() if region.any()}
 
 
 def evaluate_flow_on_shapes(
@@ -391,12 +400,12 @@ def evaluate_flow_on_shapes(
     training = model.training
     model.eval()
     scenes = [
-        {"pixels": int(pair.valid.sum())} | {name: measure(pair, method)[1] for name, method in methods.items()}
+        {"pixels": count_pixels(pair)} | {name: measure(pair, method)[1] for name, method in methods.items()}
         for pair in shapes_pairs(count, size, seed)
     ]
     model.train(training)
-    ours = summarise(scenes, "ours")
-    return {"epe": ours["epe"], "epe_zero": summarise(scenes, "zero")["epe"], "f1": ours["f1_all"]}
+    ours, zero = (summarise(scenes, name)["per_image"] for name in methods)
+    return {"epe": ours["epe"]["all"], "epe_zero": zero["epe"]["all"], "f1": ours["f1"]["all"]}
 
 
 # ---------------------------------------------------------------------------------------------------- command
@@ -407,9 +416,15 @@ class FlowConfig:
     """Optical flow against ground truth, or its pictures where there is none."""
 
     model: str
-    """A checkpoint of train.py, or a baseline: zero, dis."""
+    """A checkpoint of train.py, or a baseline: zero, dis, farneback, random."""
     data_root: Path | None = None
-    """A folder with ground truth: Middlebury, KITTI, or pairs with their .flo or .png. Without it: MovingShapes."""
+    """A folder with ground truth. Without it: MovingShapes."""
+    benchmark: Literal["sintel", "kitti2012", "kitti2015", "middlebury", "chairs", "things", "hd1k"] | None = None
+    """Which of those in --data-root; may be left out where there is only one."""
+    split: Literal["training", "testing"] = "training"
+    """testing: the part whose truth is kept secret, of sintel and kitti; only for --export."""
+    export: Path | None = None
+    """A folder for the flow of every pair, in the tree and the format that the benchmark's server takes."""
     images: tuple[Path, Path] | None = None
     """Two images instead: writes the flow from the first to the second, and its pictures."""
     video: Path | None = None
@@ -420,8 +435,9 @@ class FlowConfig:
     """The number of MovingShapes pairs."""
     shapes_size: int = 192
     """Their height and width in pixels (192: the crop of the pocket preset)."""
-    scale: float = 1.0
-    """The model sees the images resized by this factor; errors are in pixels of the originals all the same."""
+    resize: str = "pad"
+    """What the method sees. pad: the images as they are, padded by the model as it needs; multiple: stretched to the
+    nearest multiples of 64; HEIGHTxWIDTH; or a factor. Errors are in pixels of the originals all the same."""
     pictures: int = 8
     """At most so many pairs get a picture."""
     max_frames: int | None = None
@@ -432,57 +448,71 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> None:
     """Optical flow: end-point error and F1-all on ground truth, or pictures of two images or a video."""
     if sum(source is not None for source in (config.data_root, config.images, config.video)) > 1:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
-    if config.scale <= 0 or min(config.shapes_count, config.shapes_size) < 1:
-        raise ValueError("--scale, --shapes-count and --shapes-size must be positive")
+    if min(config.shapes_count, config.shapes_size) < 1:
+        raise ValueError("--shapes-count and --shapes-size must be positive")
     if config.max_frames is not None and config.max_frames < 2:
         raise ValueError("--max-frames must be at least 2: flow needs two frames")
-    method = BASELINES.get(config.model)
-    if method is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        method = model_flow(load_model(config.model, device))
-    method = at_scale(method, config.scale)
+    if config.data_root is None and (config.benchmark or config.export or config.split == "testing"):
+        raise ValueError("--benchmark, --split and --export are about --data-root: give that too")
+    if config.split == "testing" and config.export is None:
+        raise ValueError(
+            "--split testing has no truth to measure against: give --export FOLDER, to submit what is there"
+        )
+    method = at_size(flow_method(config.model), config.resize)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     if config.images:
         flow_of_images(method, *config.images, config.output_dir)
     elif config.video:
         flow_of_video(method, config)
+    elif config.split == "testing":
+        flow_to_submit(method, config)
     else:
         flow_against_truth(method, config)
 
 
 def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
-    """Measures the method beside zero flow and DIS: table on the screen, flow.json, pictures."""
+    """Measures the method beside zero flow and DIS: tables on the screen, flow.json, pictures, and files to submit."""
+    benchmark = "shapes"
     if config.data_root is None:
         source, count = f"MovingShapes, {config.shapes_size} px, unseen seed", config.shapes_count
-        pairs = shapes_pairs(config.shapes_count, (config.shapes_size, config.shapes_size))
+        pairs, notes = shapes_pairs(config.shapes_count, (config.shapes_size, config.shapes_size)), []
     else:
-        layout, files = find_pairs(config.data_root)
-        source, count = f"{config.data_root} ({layout})", len(files)
-        pairs = (read_pair(*paths) for paths in files)
-    # A baseline that is run at another scale gets a row of its own beside the usual one.
-    label = "ours" if config.model not in BASELINES else config.model
-    label += "" if config.scale == 1 else f" x{config.scale:g}"
-    methods = BASELINES | {label: method}
+        benchmark, files, notes = find_benchmark(config.data_root, config.benchmark)
+        source, count = f"{benchmark} in {config.data_root}", len(files)
+        pairs = (read_pair(each) for each in files)
+    # A baseline that is run at another size gets a row of its own beside the usual one.
+    label = config.model if config.model in (*BASELINES, "random") else "ours"
+    label += "" if config.resize == "pad" else f" {config.resize}"
+    methods = {name: BASELINES[name] for name in BESIDE} | {label: method}
     scenes = []
     for pair in tqdm(pairs, total=count, desc="flow", unit="pair", disable=None):
         flows_and_numbers = {name: measure(pair, each) for name, each in methods.items()}
+        flow = flows_and_numbers[label][0]
         if len(scenes) < config.pictures:
-            figure = flow_figure(pair.image_1[0], pair.image_2[0], flows_and_numbers[label][0][0], pair.flow[0])
-            write_picture(config.output_dir / f"{pair.name}.png", figure)
+            figure = flow_figure(pair.image_1[0], pair.image_2[0], flow[0], pair.flow[0])
+            write_picture(config.output_dir / f"{picture_name(pair)}.png", figure)
+        if config.export:
+            write_flow(config.export / submission_name(benchmark, pair), flow)
         numbers = {name: numbers for name, (_, numbers) in flows_and_numbers.items()}
-        scenes.append({"name": pair.name, "pixels": int(pair.valid.sum())} | numbers)
+        scenes.append({"name": pair.name, "group": pair.group, "pixels": count_pixels(pair)} | numbers)
 
-    rows = {name: summarise(scenes, name) for name in methods}
-    print(f"Flow on {source}: {count} pairs\n\n{'':12}{'EPE [px]':>10}{'F1-all [%]':>12}{'s per pair':>12}")
-    for name, row in rows.items():
-        print(f"{name:12}{row['epe']:10.2f}{100 * row['f1_all']:12.2f}{row['seconds']:12.3f}")
-    if config.data_root is not None:
-        print("\n" + f"{'EPE [px]':20}" + "".join(f"{name:>12}" for name in methods))
+    groups = {}
+    for group in dict.fromkeys(scene["group"] for scene in scenes):
+        members = [scene for scene in scenes if scene["group"] == group]
+        groups[group or "all"] = {name: summarise(members, name) for name in methods}
+        print(f"Flow on {source}{', ' if group else ''}{group}: {len(members)} pairs\n")
+        print(table(groups[group or "all"], by_object=benchmark.startswith("kitti")) + "\n")
+    if config.data_root is not None and len(scenes) <= 20:
+        print(f"{'EPE [px], all':24}" + "".join(f"{name:>12}" for name in methods))
         for scene in scenes:
-            print(f"{scene['name']:20}" + "".join(f"{scene[name]['epe']:12.2f}" for name in methods))
+            name = f"{scene['group']} {scene['name']}".strip()
+            print(f"{name:24}" + "".join(f"{scene[method]['epe']['all']:12.2f}" for method in methods))
+    for note in notes:
+        print(f"note: {note}")
     report = {
         "data": source,
-        "rows": rows,
+        "groups": groups,
+        "notes": notes,
         "scenes": scenes,
         "settings": asdict(config) | {"unseen_seed": UNSEEN_SEED},
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
@@ -493,12 +523,73 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
     print(f"\nnumbers and pictures: {config.output_dir}")
 
 
+def table(rows: dict[str, dict], by_object: bool) -> str:
+    """The summaries of several methods: errors of each region and outliers, first over pixels, then over images.
+
+    by_object: outliers of each region, as KITTI counts; else of all pixels only.
+    """
+    regions = list(next(iter(rows.values()))["per_pixel"]["epe"])
+    outliers = regions if by_object else ["all"]
+    lines = [f"{'':18}{'EPE [px]':>10}{'':{10 * (len(regions) - 1)}}{'[%]':>10}"]
+    for mean, title in (("per_pixel", "mean over pixels"), ("per_image", "mean over images")):
+        lines.append(
+            f"{title:18}"
+            + "".join(f"{name:>10}" for name in (*regions, *(f"F1-{name}" for name in outliers), "s a pair"))
+        )
+        for name, row in rows.items():
+            numbers = [row[mean]["epe"][region] for region in regions]
+            numbers += [100 * row[mean]["f1"][region] for region in outliers]
+            lines.append(f"{name:18}" + "".join(f"{number:10.2f}" for number in numbers) + f"{row['seconds']:10.3f}")
+    return "\n".join(lines)
+
+
+def flow_to_submit(method: FlowMethod, config: FlowConfig) -> None:
+    """Writes the flow of the testing split, and pictures of some of it."""
+    benchmark, files, notes = find_benchmark(config.data_root, config.benchmark, "testing")
+    for place, each in enumerate(tqdm(files, desc="flow", unit="pair", disable=None)):
+        image_1, image_2 = read_frames(each.image_1, each.image_2)
+        flow = method(image_1, image_2)
+        write_flow(config.export / submission_name(benchmark, each), flow)
+        if place < config.pictures:
+            figure = flow_figure(image_1[0], image_2[0], flow[0])
+            write_picture(config.output_dir / f"{picture_name(each)}.png", figure)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"flow of {len(files)} pairs: {config.export}")
+
+
+def picture_name(pair: Pair | FlowFiles) -> str:
+    return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
+
+
+def submission_name(benchmark: str, pair: Pair | FlowFiles) -> str:
+    """Where a pair's flow lies in a submission: clean/SCENE/frame_0001.flo (Sintel), flow/000000_10.png (KITTI 2015),
+    000000_10.png (KITTI 2012); of benchmarks without a server: a .flo file."""
+    if benchmark.startswith("kitti"):
+        return f"{'flow/' if benchmark == 'kitti2015' else ''}{pair.name}.png"
+    return "/".join(filter(None, (pair.group, f"{pair.name}.flo")))
+
+
+def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
+    """Writes a flow, whole or not at all: .flo, or KITTI's .png, which holds 64ths of a pixel up to 511 px."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy())
+    with replacing(path) as temporary:
+        if path.suffix == ".flo":
+            written = cv2.writeOpticalFlow(str(temporary), values)
+        else:
+            stored = np.clip(np.round(values * 64 + 2**15), 0, 2**16 - 1).astype(np.uint16)
+            known = np.ones_like(stored[..., 0])
+            written = cv2.imwrite(str(temporary), np.dstack((known, stored[..., 1], stored[..., 0])))
+        if not written:
+            raise OSError(f"{path}: cannot be written; is the disk full?")
+
+
 def flow_of_images(method: FlowMethod, path_1: Path, path_2: Path, folder: Path) -> None:
     """Writes flow.flo, flow.png (colours), warped.png (the second image at the place of the first) and figure.png."""
     image_1, image_2 = read_frames(path_1, path_2)
     flow = method(image_1, image_2)
-    with replacing(folder / "flow.flo") as temporary:
-        cv2.writeOpticalFlow(str(temporary), np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy()))
+    write_flow(folder / "flow.flo", flow)
     write_picture(folder / "flow.png", flow_colours(flow[0], colour_scale(flow[0])))
     write_picture(folder / "warped.png", to_uint8(warp(image_2, flow)[0]))
     write_picture(folder / "figure.png", flow_figure(image_1[0], image_2[0], flow[0]))

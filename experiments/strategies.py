@@ -1,4 +1,4 @@
-"""The five strategies of Table 5 on MovingShapes, after equal numbers of steps: how well the flow and the embeddings do.
+"""The five strategies of Table 5 on MovingShapes, after equal numbers of steps: the flow and the embeddings of each.
 
     python experiments/strategies.py [--steps 400] [--seed 0]      # about 12 minutes on two CPU cores
 
