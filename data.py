@@ -660,7 +660,12 @@ def find_video_set(name: str, root: Path) -> Found | None:
     for place in places:
         if next(place.glob(wanted.mark or wanted.frames), None):
             frames = [path for path in place.glob(wanted.frames) if path.suffix.lower() in IMG_EXTENSIONS]
-            return Found(place, *_sequences(frames, wanted.left_out))
+            clips, notes = _sequences(frames, wanted.left_out)
+            if not clips:
+                raise ValueError(
+                    f"{place}: no two frames of {wanted.title} follow each other; unpack the archive again"
+                )
+            return Found(place, clips, notes)
     return None
 
 
@@ -886,7 +891,9 @@ class FlowFiles(NamedTuple):
 
 def _following(path: Path, by: int = 1) -> Path:
     """The file whose number, at the end of its name, is larger by so much."""
-    digits = re.search(r"\d+$", path.stem)[0]
+    digits = re.search(r"\d*$", path.stem)[0]
+    if not digits:
+        raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
     return path.with_stem(f"{path.stem.removesuffix(digits)}{int(digits) + by:0{len(digits)}d}")
 
 
@@ -910,7 +917,7 @@ def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
 
 def _kitti(root: Path, split: str, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
     """`root` holds training/ and testing/, or is one of them."""
-    base = root / split if (root / split).is_dir() else root
+    base = root if root.name == split else root / split
     folder = next((name for name in folders if (base / name).is_dir()), None)
     if folder is None:
         return
@@ -1026,14 +1033,12 @@ def find_benchmark(
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
     ((name, pairs),) = found.items()
-    whole = []
+    whole, lost = [], []
     for pair in pairs:
         missing = [path for path in (pair.image_1, pair.image_2) if not path.is_file()]
         if len(missing) == 1:
             raise FileNotFoundError(f"{missing[0]}: missing, the other frame of this pair is there; unpack it again")
-        if not missing:
-            whole.append(pair)
-    lost = [pair for pair in pairs if pair not in whole]
+        (lost if missing else whole).append(pair)
     if not whole:
         raise FileNotFoundError(f"{lost[0].image_1}: missing, as all frames of {name}; unpack them beside the flow")
     notes = (

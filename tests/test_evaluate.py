@@ -15,10 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.datasets.utils import _read_pfm
+from torchvision.utils import flow_to_image
 
 import evaluate
-from data import MovingShapes
-from evaluate import end_point_error, f1_all, flow_colours, flow_figure, read_flow
+from data import MovingShapes, find_benchmark, read_flow
+from evaluate import end_point_error, f1_all, flow_colours, flow_figure
 from mcjepa import MCJEPA, LossConfig, ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,13 @@ def middlebury(tmp_path) -> Path:
 def write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     stored = np.dstack([valid.astype(np.uint16), *(np.round(flow[..., c] * 64 + 2**15) for c in (1, 0))])
     cv2.imwrite(str(path), stored.astype(np.uint16))
+
+
+def write_pfm(path: Path, flow: np.ndarray, order: str = "<") -> None:
+    """As in FlyingThings3D: three channels, rows from the bottom to the top, the order of the bytes in a sign."""
+    stored = np.dstack((flow, np.zeros_like(flow[..., 0])))[::-1].astype(f"{order}f4")
+    head = f"PF\n{flow.shape[1]} {flow.shape[0]}\n{'-' if order == '<' else ''}1.0\n"
+    path.write_bytes(head.encode() + stored.tobytes())
 
 
 def write_video(path: Path, frames: int, size: tuple[int, int] = (65, 47)) -> None:
@@ -156,13 +165,19 @@ def test_no_pixel_with_known_flow_is_an_error_not_a_nan(metric):
         metric(flow, flow, torch.zeros(1, 3, 3, dtype=torch.bool))
 
 
-def test_the_error_is_averaged_over_pairs_and_the_outliers_over_pixels():
+def test_a_summary_counts_images_alike_or_pixels_alike_and_a_region_only_where_it_is():
     scenes = [
-        {"pixels": 300, "dis": {"epe": 1.0, "f1_all": 0.0, "seconds": 9.0}},
-        {"pixels": 100, "dis": {"epe": 3.0, "f1_all": 1.0, "seconds": 1.0}},
-        {"pixels": 0, "dis": {"epe": 5.0, "f1_all": 1.0, "seconds": 2.0}},
+        {"pixels": {"all": 300, "fg": 10}, "dis": {"epe": {"all": 1.0, "fg": 4.0}, "f1": {"all": 0.0, "fg": 1.0}}},
+        {"pixels": {"all": 100}, "dis": {"epe": {"all": 3.0}, "f1": {"all": 1.0}}},
+        {"pixels": {"all": 100, "fg": 30}, "dis": {"epe": {"all": 5.0, "fg": 8.0}, "f1": {"all": 0.5, "fg": 0.0}}},
     ]
-    assert evaluate.summarise(scenes, "dis") == {"epe": 3.0, "f1_all": 0.25, "seconds": 2.0}
+    for each, seconds in zip(scenes, (9.0, 1.0, 2.0), strict=True):
+        each["dis"]["seconds"] = seconds
+    summary = evaluate.summarise(scenes, "dis")
+    assert set(summary) == {"per_image", "per_pixel", "seconds"} and summary["seconds"] == 2.0
+    assert summary["per_image"] == {"epe": {"all": 3.0, "fg": 6.0}, "f1": {"all": 0.5, "fg": 0.5}}
+    assert summary["per_pixel"]["epe"] == pytest.approx({"all": 2.2, "fg": 7.0})
+    assert summary["per_pixel"]["f1"] == pytest.approx({"all": 0.3, "fg": 0.25})
 
 
 # ---------------------------------------------------------------------------------------------------- readers
@@ -186,11 +201,23 @@ def test_kitti_files_are_read_to_a_64th_of_a_pixel(tmp_path):
     assert np.abs(read[0].permute(1, 2, 0).numpy() - flow)[known].max() <= 0.5 / 64 + 1e-4
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pfm_files_are_read_from_the_bottom_to_the_top_in_both_byte_orders(tmp_path, order):
+    flow = random_flow(0, b=1)[0].permute(1, 2, 0).numpy()
+    write_pfm(tmp_path / "a.pfm", flow, order)
+    read, valid = read_flow(tmp_path / "a.pfm")
+    np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), flow)
+    np.testing.assert_array_equal(read[0].numpy(), _read_pfm(str(tmp_path / "a.pfm")))
+    assert valid.all()
+
+
 def damaged(path: Path, damage: str) -> None:
     """Writes a good file of true flow and spoils it."""
     flow = scene((1, 1))[2]
     if path.suffix == ".flo":
         cv2.writeOpticalFlow(str(path), flow)
+    elif path.suffix == ".pfm":
+        write_pfm(path, flow)
     else:
         write_kitti(path, flow.clip(-9, 9), np.ones(flow.shape[:2]))
     content = path.read_bytes()
@@ -199,6 +226,8 @@ def damaged(path: Path, damage: str) -> None:
         "text": b"hello, this is text",
         "header only": content[:9],
         "negative size": content[:4] + b"\xff\xff\xff\xff" + content[8:],
+        "one channel": content.replace(b"PF", b"Pf", 1),
+        "no size": content.replace(b"80 60", b"0 0", 1),
     }
     path.write_bytes(spoilt[damage])
 
@@ -208,6 +237,13 @@ def test_a_damaged_flo_file_is_named(tmp_path, damage):
     damaged(tmp_path / "a.flo", damage)
     with pytest.raises(ValueError, match=r"a\.flo: .*(not a \.flo file|cut short)"):
         read_flow(tmp_path / "a.flo")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "header only", "one channel", "no size"])
+def test_a_damaged_pfm_file_is_named(tmp_path, damage):
+    damaged(tmp_path / "a.pfm", damage)
+    with pytest.raises(ValueError, match=r"a\.pfm: .*(not a \.pfm file|cut short)"):
+        read_flow(tmp_path / "a.pfm")
 
 
 @pytest.mark.parametrize("damage", ["cut", "text"])
@@ -261,6 +297,34 @@ def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
     assert error.max() == 0
 
 
+def test_the_wheel_is_the_last_panel_and_shows_each_direction_in_the_colour_of_its_flow():
+    image, flow = torch.rand(3, 60, 80), random_flow(0, b=1, h=60, w=80)[0]
+    alone, beside = flow_figure(image, image, flow), flow_figure(image, image, flow, 2 * flow)
+    wheel = alone[:, 92:152, 166:246]  # second row, third column
+    assert torch.equal(wheel, beside[:, 92:152, 248:328])  # second row, fourth column
+    for angle in range(0, 360, 20):
+        x = round(39.5 + 25 * math.cos(math.radians(angle)))
+        y = round(29.5 + 25 * math.sin(math.radians(angle)))
+        # The last column, of length 1, is the largest, to which flow_to_image holds the other.
+        field = torch.tensor([[[(x - 39.5) / 30, 1.0]], [[(y - 29.5) / 30, 0.0]]])
+        assert (wheel[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
+    red, green, blue = wheel[:, 29, 67].tolist()  # a flow to the right
+    assert red > 230 and max(green, blue) < 60
+    assert wheel[:, 28:32, 38:42].min() > 230  # no flow
+    assert wheel[:, 0, 0].min() == 255 and wheel[:, 30, 5].min() == 255  # beyond the rim
+
+
+def test_truth_and_ours_are_coloured_on_one_scale():
+    image, truth = torch.rand(3, 60, 80), torch.zeros(2, 60, 80)
+    truth[0] = 6.0
+    figure = flow_figure(image, image, truth / 2, truth).int()
+    colours = flow_to_image(torch.tensor([[[6.0, 3.0]], [[0.0, 0.0]]])).int()[:, 0]
+    for column, colour in ((2, colours[:, 0]), (3, colours[:, 1])):
+        panel = figure[:, 16:76, 2 + 82 * column : 82 + 82 * column]
+        assert (panel - colour.view(3, 1, 1)).abs().max() <= 1
+    assert figure[:, 92:152, 166:246].min() == 255  # an error of one size has full brightness
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
@@ -275,15 +339,17 @@ def test_middlebury_as_a_user_types_it(middlebury, tmp_path):
         grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in (frame_1, frame_2)]
         known = np.abs(truth).max(axis=2) < 1e9
         error = np.linalg.norm(dis.calc(*grey, None) - truth, axis=2)[known].mean()
-        assert measured["dis"]["epe"] == pytest.approx(error, rel=1e-4)
-        assert measured["zero"]["epe"] == pytest.approx(math.hypot(*motion), rel=1e-5)
-        assert measured["pixels"] == known.sum()
+        assert measured["dis"]["epe"]["all"] == pytest.approx(error, rel=1e-4)
+        assert measured["zero"]["epe"]["all"] == pytest.approx(math.hypot(*motion), rel=1e-5)
+        assert measured["pixels"] == {"all": known.sum()}
         figure = cv2.imread(str(tmp_path / "out" / f"{measured['name']}.png"))
         assert figure.shape == (2 * (60 + 16) + 2, 4 * (80 + 2) + 2, 3)
     mean = np.mean([math.hypot(*motion) for motion in SCENES.values()])
-    assert report["rows"]["zero"]["epe"] == pytest.approx(mean, rel=1e-5)
-    assert report["rows"]["zero"]["f1_all"] == 1  # both motions are longer than 3 px
-    assert report["rows"]["dis"]["epe"] < 0.5 * mean
+    rows = report["groups"]["all"]
+    for kind in ("per_image", "per_pixel"):  # the scenes are of one size
+        assert rows["zero"][kind]["epe"] == {"all": pytest.approx(mean, rel=1e-5)}
+        assert rows["zero"][kind]["f1"] == {"all": 1}  # both motions are longer than 3 px
+        assert rows["dis"][kind]["epe"]["all"] < 0.5 * mean
     assert report["settings"]["model"] == "dis" and report["versions"]["torch"] == torch.__version__
     for text in ("zero", "dis", "EPE", "F1-all", *SCENES, f"{mean:.2f}", "100.00"):
         assert text in run.stdout
@@ -294,8 +360,8 @@ def test_moving_shapes_as_a_user_types_it(tmp_path):
     assert run.returncode == 0, run.stderr
     shapes = MovingShapes(length=2, size=(192, 192), frames=2, seed=evaluate.UNSEEN_SEED)
     lengths = np.mean([shapes[i]["flow_forward"].norm(dim=1).mean() for i in range(2)])
-    rows = json.loads((tmp_path / "flow.json").read_text())["rows"]
-    assert rows["zero"]["epe"] == pytest.approx(lengths, rel=1e-5) and set(rows) == {"zero", "dis"}
+    rows = json.loads((tmp_path / "flow.json").read_text())["groups"]["all"]
+    assert rows["zero"]["per_image"]["epe"]["all"] == pytest.approx(lengths, rel=1e-5) and set(rows) == {"zero", "dis"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["flow.json", "shapes_0000.png"]
 
 
@@ -331,12 +397,13 @@ def test_a_checkpoint_is_measured_as_the_model_that_it_holds(middlebury, tmp_pat
     code, screen, err = typed("flow", "--model", tmp_path / "a.pt", *options)
     assert code == 0, err
     assert "ours" in screen
-    rows = json.loads((tmp_path / "out" / "flow.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "out" / "flow.json").read_text())["groups"]["all"]
+    assert list(rows) == ["zero", "dis", "ours"]
     expected = []
-    for name in SCENES:
-        pair = evaluate.read_pair(name, *next(p[1:] for p in evaluate.find_pairs(middlebury)[1] if p[0] == name))
+    for files in find_benchmark(middlebury)[1]:
+        pair = evaluate.read_pair(files)
         expected.append(end_point_error(model.estimate_flow(pair.image_1, pair.image_2), pair.flow).item())
-    assert rows["ours"]["epe"] == pytest.approx(np.mean(expected), rel=1e-4)
+    assert rows["ours"]["per_image"]["epe"]["all"] == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_a_checkpoint_without_a_flow_estimator_is_refused_in_one_line(middlebury, tmp_path, typed):
@@ -346,21 +413,20 @@ def test_a_checkpoint_without_a_flow_estimator_is_refused_in_one_line(middlebury
     assert code == 1 and "vicreg" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_model_gets_its_own_row_at_any_scale(middlebury, tmp_path, typed, monkeypatch, scale):
+@pytest.mark.parametrize("resize, scale, label", [("pad", 1.0, "ours"), ("0.5", 0.5, "ours 0.5")])
+def test_a_model_gets_its_own_row_at_any_scale(middlebury, tmp_path, typed, monkeypatch, resize, scale, label):
     motion = SCENES["Alpha"]
     model = Constant(*(scale * c for c in motion))
     monkeypatch.setattr(evaluate, "load_model", lambda path, device: model)
     out = tmp_path / "out"
     code, screen, err = typed(
-        "flow", "--model", "a.pt", "--data-root", middlebury, "--scale", scale, "--output-dir", out
+        "flow", "--model", "a.pt", "--data-root", middlebury, "--resize", resize, "--output-dir", out
     )
     assert code == 0, err
     report = json.loads((out / "flow.json").read_text())
-    (label,) = set(report["rows"]) - {"zero", "dis"}
-    assert label.startswith("ours") and label in screen
-    assert report["scenes"][0][label]["epe"] == pytest.approx(0, abs=1e-4)
-    assert report["scenes"][1][label]["epe"] == pytest.approx(math.dist(motion, SCENES["Beta"]), rel=1e-4)
+    assert list(report["groups"]["all"]) == ["zero", "dis", label] and f"\n{label} " in screen
+    assert report["scenes"][0][label]["epe"]["all"] == pytest.approx(0, abs=1e-4)
+    assert report["scenes"][1][label]["epe"]["all"] == pytest.approx(math.dist(motion, SCENES["Beta"]), rel=1e-4)
 
 
 def test_the_layouts_of_kitti_and_flying_chairs_are_found(tmp_path, typed):
@@ -379,8 +445,9 @@ def test_the_layouts_of_kitti_and_flying_chairs_are_found(tmp_path, typed):
         code, _, err = typed("flow", "--model", "zero", "--data-root", root, "--output-dir", tmp_path / "out")
         assert code == 0, err
         report = json.loads((tmp_path / "out" / "flow.json").read_text())
-        assert report["rows"]["zero"]["epe"] == pytest.approx(math.hypot(3, 1), rel=1e-5)
-        assert [s["pixels"] for s in report["scenes"]] == [60 * 80 - 6]
+        zero = report["groups"]["all"]["zero"]["per_image"]["epe"]["all"]
+        assert zero == pytest.approx(math.hypot(3, 1), rel=1e-5)
+        assert [s["pixels"] for s in report["scenes"]] == [{"all": 60 * 80 - 6}]
 
 
 def test_two_images_without_truth_become_pictures(middlebury, tmp_path, typed):
@@ -461,7 +528,7 @@ def mistakes(folder: Path, data: Path) -> dict[str, tuple[list, str]]:
         "text as a video": (["--video", folder / "text.mp4"], "text.mp4: no frame can be decoded"),
         "video of one frame": (["--video", folder / "one.avi"], "one.avi: a clip of one frame"),
         "one frame asked for": (["--video", folder / "one.avi", "--max-frames", 1], "--max-frames"),
-        "scale of zero": (["--scale", 0], "--scale"),
+        "factor of zero": (["--resize", 0], "--resize"),
         "no shapes": (["--shapes-count", 0], "--shapes-count"),
         "output is a file": (["--output-dir", folder / "text.png"], "text.png"),
     }
