@@ -399,6 +399,16 @@ def natural_key(path: Path | str) -> list[list[str | int]]:
     return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in Path(path).parts]
 
 
+def _is_hidden(name: str) -> bool:
+    """What systems leave beside the files of a data set: .DS_Store, ._frame_0001.png, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _glob(root: Path, pattern: str) -> list[Path]:
+    """What lies below `root` and fits the pattern, sorted, without hidden files."""
+    return sorted(path for path in root.glob(pattern) if not any(map(_is_hidden, path.relative_to(root).parts)))
+
+
 def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
     """Every file below `root` with one of the extensions, in natural order. Hidden files and __MACOSX are left out.
 
@@ -411,8 +421,8 @@ def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
         raise FileNotFoundError(f"{root}: no such folder; check the path")
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not n.startswith(".")]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not _is_hidden(n)]
     return sorted(found, key=lambda path: (natural_key(path), path))
 
 
@@ -620,6 +630,9 @@ VIDEO_SETS = {
 """The sets of the paper's flow task by name."""
 
 
+IMAGENET_CLASS = re.compile(r"n\d{8}")
+
+
 class Found(NamedTuple):
     """A data set that was found."""
 
@@ -639,8 +652,8 @@ def _places(root: Path) -> list[Path]:
             folder
             for parent in level
             for folder in sorted(parent.iterdir())
-            if not re.fullmatch(r"\..*|n\d{8}", folder.name)
-            and folder.is_dir()  # a class of ImageNet holds no data set
+            # Not the thousand classes of ImageNet: none holds a data set.
+            if not _is_hidden(folder.name) and not IMAGENET_CLASS.fullmatch(folder.name) and folder.is_dir()
         ]
         places += level
     return places
@@ -655,27 +668,26 @@ def find_video_set(name: str, root: Path) -> Found | None:
     """
     wanted = VIDEO_SETS[name]
     places = _places(Path(root))
+    found = None
     if name == "sintel_raw":
-        return _find_film(places)
-    for place in places:
-        if next(place.glob(wanted.mark or wanted.frames), None):
-            frames = [path for path in place.glob(wanted.frames) if path.suffix.lower() in IMG_EXTENSIONS]
-            clips, notes = _sequences(frames, wanted.left_out)
-            if not clips:
-                raise ValueError(
-                    f"{place}: no two frames of {wanted.title} follow each other; unpack the archive again"
-                )
-            return Found(place, clips, notes)
-    return None
+        found = _find_film(places)
+    else:
+        place = next((place for place in places if _glob(place, wanted.mark or wanted.frames)), None)
+        if place:
+            frames = [path for path in _glob(place, wanted.frames) if path.suffix.lower() in IMG_EXTENSIONS]
+            found = Found(place, *_sequences(frames, wanted.left_out))
+    if found and not found.clips:
+        raise ValueError(f"{found.path}: no two frames of {wanted.title} follow each other; unpack the archive again")
+    return found
 
 
 def _sequences(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
     """Clips of frames whose numbers follow each other without a gap, and a line for each gap.
 
-    The number is the digits at the end of a file's name; what stands before them tells the clip.
+    The number is the digits at the end of a file's name; what stands before them tells the clip. `paths` are sorted.
     """
     sequences: dict[tuple[Path, str], dict[int, Path]] = {}
-    for path in sorted(paths):
+    for path in paths:
         prefix, digits = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
         if not digits:
             raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
@@ -710,7 +722,7 @@ def _find_film(places: list[Path]) -> Found | None:
             frames = find_files(place, IMG_EXTENSIONS)
             if frames:
                 return Found(place, *_sequences(frames))
-        for path in sorted(place.iterdir()):
+        for path in _glob(place, "*"):
             if path.suffix.lower() in VIDEO_EXTENSIONS and "sintel" in path.name.lower():
                 return Found(path, [Clip(path, shot) for shot in shots(path) if len(shot) > 1], [])
     return None
@@ -785,9 +797,6 @@ class ImageNet(ImageFolder):
     """
 
     def __init__(self, root: str | Path):
-        def holds_classes(folder: Path) -> bool:
-            return folder.is_dir() and next(folder.glob("n" + 8 * "[0-9]"), None) is not None
-
         root = Path(root)
         places = [
             place / below
@@ -795,15 +804,24 @@ class ImageNet(ImageFolder):
             if place == root or re.match("imagenet|ilsvrc", place.name, re.IGNORECASE)
             for below in ("train", "Data/CLS-LOC/train", "")
         ]
-        folder = next((place for place in places if holds_classes(place)), None)
+        folder = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
         if folder is None:
             raise FileNotFoundError(
                 f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (https://image-net.org/download)"
             )
         try:
-            super().__init__(folder, loader=load_image)
+            super().__init__(folder, loader=load_image, is_valid_file=self._is_image)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{folder}: {error}; unpack these classes, or remove their folders") from error
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The folders named like a class, whatever lies beside them."""
+        names = sorted(entry.name for entry in os.scandir(directory) if IMAGENET_CLASS.fullmatch(entry.name))
+        return names, {name: number for number, name in enumerate(names)}
+
+    @staticmethod
+    def _is_image(path: str) -> bool:
+        return path.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(os.path.basename(path))
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return super().__getitem__(index)[0]
@@ -904,11 +922,11 @@ def _there(**files: Path) -> dict[str, Path]:
 def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
         if split == "testing":
-            for image in sorted(root.glob(f"test/{group}/*/frame_*.png")):
+            for image in _glob(root, f"test/{group}/*/frame_*.png"):
                 if _following(image).exists():
                     yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
             continue
-        for flow in sorted(root.glob("training/flow/*/frame_*.flo")):
+        for flow in _glob(root, "training/flow/*/frame_*.flo"):
             place = f"{flow.parent.name}/{flow.stem}"
             image = root / "training" / group / f"{place}.png"
             masks = {name: root / "training" / name / f"{place}.png" for name in ("occlusions", "invalid")}
@@ -921,8 +939,8 @@ def _kitti(root: Path, split: str, folders: tuple[str, ...]) -> Iterator[FlowFil
     folder = next((name for name in folders if (base / name).is_dir()), None)
     if folder is None:
         return
-    images = [base / folder / flow.name for flow in sorted(base.glob("flow_occ/*_10.png"))]
-    for image in images if split == "training" else sorted((base / folder).glob("*_10.png")):
+    images = [base / folder / flow.name for flow in _glob(base, "flow_occ/*_10.png")]
+    for image in images if split == "training" else _glob(base / folder, "*_10.png"):
         flow = base / "flow_occ" / image.name if split == "training" else None
         masks = {name: base / name / image.name for name in ("flow_noc", "obj_map")}
         yield FlowFiles(image.stem, "", image, _following(image), flow, _there(**masks))
@@ -937,7 +955,7 @@ def _kitti2015(root: Path, split: str) -> Iterator[FlowFiles]:
 
 
 def _middlebury(root: Path, split: str) -> Iterator[FlowFiles]:
-    for flow in sorted(root.glob("other-gt-flow/*/flow10.flo")) if split == "training" else ():
+    for flow in _glob(root, "other-gt-flow/*/flow10.flo") if split == "training" else ():
         image = root / "other-data" / flow.parent.name / "frame10.png"
         yield FlowFiles(flow.parent.name, "", image, _following(image), flow)
 
@@ -946,29 +964,22 @@ def _chairs(root: Path, split: str) -> Iterator[FlowFiles]:
     """Its validation pairs, those with a 2 in FlyingChairs_train_val.txt, where that list lies there; else all."""
     flows = [
         flow
-        for folder in (root / "data", root)
-        for ending in ("flo", "png")
-        for flow in folder.glob(f"*_flow.{ending}")
+        for pattern in ("data/*_flow.flo", "data/*_flow.png", "*_flow.flo", "*_flow.png")
+        for flow in _glob(root, pattern)
     ]
-    lists = [
-        path
-        for path in (root / "FlyingChairs_train_val.txt", root.parent / "FlyingChairs_train_val.txt")
-        if path.is_file()
-    ]
-    validation = None
-    if lists:
-        marks = lists[0].read_text().split()
-        validation = {f"{number:05d}" for number, mark in enumerate(marks, start=1) if mark == "2"}
-    for flow in sorted(flows) if split == "training" else ():
+    lists = [folder / "FlyingChairs_train_val.txt" for folder in (root, root.parent)]
+    marks = next((path.read_text().split() for path in lists if path.is_file()), None)
+    for flow in flows if split == "training" else ():
         name = flow.stem.removesuffix("_flow")
-        if validation is None or name in validation:
-            image = next(iter(sorted(flow.parent.glob(f"{name}_img1.*"))), flow.with_name(f"{name}_img1.png"))
+        if marks is None or (name.isdecimal() and 0 < int(name) <= len(marks) and marks[int(name) - 1] == "2"):
+            frames = _glob(flow.parent, f"{name}_img?.*")
+            image = flow.with_name(f"{name}_img1{frames[0].suffix if frames else '.ppm'}")
             yield FlowFiles(name, "", image, _following(image), flow)
 
 
 def _things(root: Path, split: str) -> Iterator[FlowFiles]:
     """The test split: both passes, cameras and directions. At an end of a clip, flow leads to no frame: left out."""
-    flows = sorted(root.glob("optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm"))
+    flows = _glob(root, "optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm")
     for group in ("clean", "final"):
         for flow in flows if split == "training" else ():
             camera, direction, clip = flow.parent.name, flow.parents[1].name, flow.parents[2]
@@ -977,7 +988,7 @@ def _things(root: Path, split: str) -> Iterator[FlowFiles]:
             image_1 = folder / f"{number}.png"
             image_2 = _following(image_1, 1 if direction == "into_future" else -1)
             beyond = [
-                p for p in folder.glob("*.png") if (p.stem > number) == (direction == "into_future") and p != image_1
+                p for p in _glob(folder, "*.png") if (p.stem > number) == (direction == "into_future") and p != image_1
             ]
             if beyond or not folder.is_dir():
                 name = f"{clip.parent.name}_{clip.name}_{camera}_{direction}_{number}"
@@ -986,7 +997,7 @@ def _things(root: Path, split: str) -> Iterator[FlowFiles]:
 
 def _hd1k(root: Path, split: str) -> Iterator[FlowFiles]:
     """At the end of a sequence, flow leads to no frame: left out."""
-    flows = sorted(root.glob("hd1k_flow_gt/flow_occ/*_*.png"))
+    flows = _glob(root, "hd1k_flow_gt/flow_occ/*_*.png")
     for flow, following in pairwise(flows) if split == "training" else ():
         if following.name.split("_")[0] == flow.name.split("_")[0]:
             image = root / "hd1k_input" / "image_2" / flow.name
@@ -1075,8 +1086,9 @@ class _ColorJitter(v2.ColorJitter):
     """torchvision's; as in Pillow, which the official code uses, values are bytes again after each of the changes."""
 
     def transform(self, inpt: UInt8[Tensor, "*b 3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "*b 3 h w"]:
-        images = inpt.reshape(-1, *inpt.shape[-3:])
-        return torch.stack([_from_opencv(self._change(_to_opencv(x), params)) for x in images]).reshape(inpt.shape)
+        if inpt.ndim > 3:
+            return torch.stack([self.transform(image, params) for image in inpt])
+        return _from_opencv(self._change(_to_opencv(inpt), params))
 
     @staticmethod
     def _change(image: np.ndarray, params: dict[str, Any]) -> np.ndarray:
@@ -1180,8 +1192,7 @@ class FlowAugmentation:
     def __call__(
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
     ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
-        pair = torch.stack((image_1, image_2))  # transforms draw once per call: the same change for both
-        (h, w), (cut_h, cut_w) = pair.shape[-2:], self.window
+        (h, w), (cut_h, cut_w) = image_1.shape[-2:], self.window
         if (h < cut_h or w < cut_w) and not self.enlarge:
             raise ValueError(
                 f"an image of {w}x{h} pixels is smaller than the crop of {cut_w}x{cut_h}; use a smaller --crop"
@@ -1189,7 +1200,11 @@ class FlowAugmentation:
         factor = max(torch.empty(()).uniform_(*self.scale).item(), cut_h / h, cut_w / w)
         window_h, window_w = min(round(cut_h / factor), h), min(round(cut_w / factor), w)
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
-        pair = F.resized_crop(pair, top, left, window_h, window_w, list(self.crop), antialias=True)
+        cut = [F.crop(image, top, left, window_h, window_w) for image in (image_1, image_2)]
+        # One tensor, for transforms draw once per call: the same change for both. Its memory has the channels last, as
+        # decoders leave it: resizing takes a third of the time.
+        pair = torch.stack([image.permute(1, 2, 0) for image in cut]).permute(0, 3, 1, 2)
+        pair = F.resize(pair, list(self.crop), antialias=True)
         if torch.rand(()) < 0.5:
             pair = pair.flip(0)
         return tuple(self.change(pair))

@@ -211,6 +211,9 @@ def read_pair(files: FlowFiles) -> Pair:
     masks = {name: read_mask(path, truth) for name, path in files.masks.items()}
     if "invalid" in masks:
         known = known & ~masks["invalid"]
+        if not known.any():
+            raise ValueError(f"{files.masks['invalid']}: no known flow is left: every pixel is invalid")
+        truth = torch.where(known, truth, torch.nan)
     regions = {"all": known}
     if "occlusions" in masks:
         length = truth.norm(dim=1, keepdim=True)

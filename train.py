@@ -272,9 +272,6 @@ def check(config: Config, world: int) -> None:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
     if not 0 < config.crop_scale[0] <= config.crop_scale[1]:
         raise ValueError("--crop-scale takes the smaller factor first, both above 0")
-    for name, part in asdict(config.mix).items():
-        if part["repeats"] < 1 or min(part["crop"] or (1, 1)) < 1:
-            raise ValueError(f"--mix.{name.replace('_', '-')}: repeats and crop must be at least 1")
     if config.sets and config.data_root is None:
         raise ValueError("--sets chooses among the data sets of --data-root: give that too")
     if config.strategy != "combined" and config.task == "vicreg":
@@ -313,8 +310,11 @@ def open_mix(config: Config) -> tuple[Mix, dict[str, Found | None]]:
 
     Raises:
         FileNotFoundError: no such folder, or a data set that --sets names in full is not there.
-        ValueError: a data set is damaged.
+        ValueError: a data set is damaged, or its repeats or crop make no sense.
     """
+    for name, part in asdict(config.mix).items():
+        if part["repeats"] < 1 or min(part["crop"] or (1, 1)) < 1:
+            raise ValueError(f"--mix.{name.replace('_', '-')}: repeats and crop must be at least 1")
     found = {name: find_video_set(name, config.data_root) for name in chosen_sets(config)}
     for name, place in found.items():
         if place is None and name in config.sets:
@@ -800,7 +800,7 @@ def train(config: Config) -> None:
         video_batches = image_batches = None
         flow_steps, content_steps = plan.taken(start)
         latest = {}
-        parallel, since, seen = model, time.perf_counter(), (start, flow_steps, content_steps)
+        parallel, since, seen = model, time.perf_counter(), (flow_steps, content_steps)
         for step in range(start, plan.last):
             flow, content = plan.tasks(step)
             if step in (start, plan.flow_start):
@@ -830,18 +830,18 @@ def train(config: Config) -> None:
                 numbers = {"epoch": done / plan.per_epoch}
                 for losses, norms in latest.values():  # where the tasks alternate, the last step of each
                     numbers |= measured(losses, norms, optimizer)
-                numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[1]) / seconds
-                numbers["images_per_second"] = config.image_batch * (content_steps - seen[2]) / seconds
+                numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[0]) / seconds
+                numbers["images_per_second"] = config.image_batch * (content_steps - seen[1]) / seconds
                 log.write(done, numbers)
                 log.advance(0, shown(numbers))
-                since, seen = time.perf_counter(), (done, flow_steps, content_steps)
+                since, seen = time.perf_counter(), (flow_steps, content_steps)
                 latest.clear()
             if main and (plan.ends_epoch(done) or done % config.checkpoint_every == 0):
                 save(config, done, model, optimizer)
             if plan.ends_epoch(done):
                 if main and learn_flow:
                     end_of_epoch(config, model, pairs, log, done, plan.epoch(done))
-                since, seen = time.perf_counter(), (done, flow_steps, content_steps)
+                since, seen = time.perf_counter(), (flow_steps, content_steps)
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
     if world > 1:

@@ -3,9 +3,9 @@
     python benchmarks/loading.py --data-root DATA [--output loading.json]
 
 For each data set of video in DATA, and for ImageNet: items per second of the loader that train.py uses (one worker: all
-in this process, on one thread), with the augmentation and without, and of Pillow decoding the same files to RGB, nothing
-else. The three take turns, ten times over the same items; the median is told. A film is decoded by OpenCV, frame by
-frame.
+in this process, on one thread), with the augmentation and without, and of Pillow decoding the same files to RGB and
+nothing else. The three take turns, ten times over the same items; the median is told. A film is decoded by OpenCV,
+frame by frame.
 """
 
 import argparse
@@ -109,9 +109,8 @@ def main() -> None:
         paths = [Path(path) for path, _ in images.samples]
         add("imagenet", "image", lambda: decode_images(paths), images, first, TwoViews(arguments.image_size), count)
 
-    print(
-        f"{'ms for one item':16}{'decode':>9}{'load':>9}{'ratio':>7}{'load + augment':>16}{'ratio':>7}{'per second':>13}"
-    )
+    titles = f"{'decode':>9}{'load':>9}{'ratio':>7}{'load + augment':>16}{'ratio':>7}{'per second':>13}"
+    print(f"{'ms for one item':16}{titles}")
     for name, row in rows.items():
         decode, load, augment = row["milliseconds"].values()
         print(

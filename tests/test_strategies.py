@@ -144,7 +144,7 @@ def test_two_processes_take_every_strategy_across_the_flow_start(strategy, tmp_p
         (["--strategy", "frozen", "--task", "vicreg"], "--task vicreg"),
         (["--sets", "kitti"], "--data-root"),
         (["--show-data"], "--data-root"),
-        (["--mix.chairs.repeats", "0"], "--mix.chairs"),
+        (["--mix.chairs.repeats", "0", "--data-root", "."], "--mix.chairs"),
         (["--data-root", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
     ],
 )
@@ -165,7 +165,7 @@ def number_frames(folder: Path, first: int, count: int, size=(80, 96), digits=4,
 
 @pytest.fixture
 def data_root(tmp_path) -> Path:
-    """Sintel (clean: 5 frames in two scenes, final: 3), FlyingChairs, smaller than the crop, and 2 classes of ImageNet."""
+    """Sintel (clean: 5 frames in two scenes, final: 3), FlyingChairs, smaller than the crop, 2 classes of ImageNet."""
     root = tmp_path / "data"
     number_frames(root / "Sintel/training/clean/alley_1", 1, 3, prefix="frame_")
     number_frames(root / "Sintel/training/clean/market_5", 1, 2, prefix="frame_")
