@@ -1,9 +1,10 @@
 """Every source of images: the embedded moving shapes, folders of frames or images, video files; and how they are fed.
 
 The paper trains on video pairs (optical flow) and on image views (VICReg) at once. Here are the sources of both
-(`MovingShapes`, `VideoPairs`, `ImageFiles`), their augmentations (`FlowAugmentation`, `TwoViews`) and the loader that
-feeds them (`make_loader`): sharded over processes, endless, the same whatever the number of workers or the first step.
-`MovingShapes` needs no files and knows its exact flow; the commands use it where no folder is named.
+(`MovingShapes`, `VideoPairs`, `ImageFiles`; the paper's data sets by name, their `Mix`, and `ImageNet`), true flow and
+the benchmarks that have it (`read_flow`, `find_benchmark`), the augmentations (`FlowAugmentation`, `TwoViews`) and the
+loader that feeds them (`make_loader`): sharded over processes, endless, the same whatever the number of workers or the
+first step. `MovingShapes` needs no files and knows its exact flow; the commands use it where no folder is named.
 
     loader = make_loader(ShapePairs(size=(128, 128)), FlowAugmentation((128, 128)), batch_size=8)
     image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
@@ -404,6 +405,10 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def _is_image(path: str | Path) -> bool:
+    return str(path).lower().endswith(IMG_EXTENSIONS) and not _is_hidden(Path(path).name)
+
+
 def _glob(root: Path, pattern: str) -> list[Path]:
     """What lies below `root` and fits the pattern, sorted, without hidden files."""
     return sorted(path for path in root.glob(pattern) if not any(map(_is_hidden, path.relative_to(root).parts)))
@@ -585,7 +590,7 @@ class VideoSet(NamedTuple):
     url: str
     """Where to get it."""
     frames: str
-    """Where its frames lie below its own folder, a pattern; their names end in their numbers."""
+    """Where its frames lie below its own folder, a pattern (of the film: in words); names end in numbers."""
     mark: str = ""
     """A file that tells it from another data set of the same layout; by default any of its frames."""
     left_out: range = range(0)
@@ -637,9 +642,10 @@ class Found(NamedTuple):
     """A data set that was found."""
 
     path: Path
+    """Its folder, the first if there are several; or the film."""
     clips: list[Clip]
     notes: list[str]
-    """A line for each gap in the numbers of its frames."""
+    """A line for each gap in the numbers of its frames, and where it lies in several folders."""
 
 
 def _places(root: Path) -> list[Path]:
@@ -648,15 +654,19 @@ def _places(root: Path) -> list[Path]:
         raise FileNotFoundError(f"{root}: no such folder; check the path")
     places, level = [root], [root]
     for _ in range(2):
-        level = [
-            folder
-            for parent in level
-            for folder in sorted(parent.iterdir())
-            # Not the thousand classes of ImageNet: none holds a data set.
-            if not _is_hidden(folder.name) and not IMAGENET_CLASS.fullmatch(folder.name) and folder.is_dir()
-        ]
+        level = [folder for parent in level for folder in _subfolders(parent)]
         places += level
     return places
+
+
+def _subfolders(parent: Path) -> list[Path]:
+    """Sorted, but for hidden ones and the thousand classes of ImageNet: none of those holds a data set."""
+    try:
+        with os.scandir(parent) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except PermissionError:  # lost+found of a data disk
+        return []
+    return [parent / name for name in sorted(names) if not _is_hidden(name) and not IMAGENET_CLASS.fullmatch(name)]
 
 
 def find_video_set(name: str, root: Path) -> Found | None:
@@ -668,14 +678,14 @@ def find_video_set(name: str, root: Path) -> Found | None:
     """
     wanted = VIDEO_SETS[name]
     places = _places(Path(root))
-    found = None
     if name == "sintel_raw":
         found = _find_film(places)
     else:
-        place = next((place for place in places if _glob(place, wanted.mark or wanted.frames)), None)
-        if place:
-            frames = [path for path in _glob(place, wanted.frames) if path.suffix.lower() in IMG_EXTENSIONS]
-            found = Found(place, *_sequences(frames, wanted.left_out))
+        folders = [place for place in places if _glob(place, wanted.mark or wanted.frames)]
+        frames = [path for folder in folders for path in _glob(folder, wanted.frames) if _is_image(path)]
+        found = Found(folders[0], *_sequences(frames, wanted.left_out)) if folders else None
+        if len(folders) > 1:
+            found.notes.append(f"{name} lies in several folders, all are taken: {', '.join(map(str, folders))}")
     if found and not found.clips:
         raise ValueError(f"{found.path}: no two frames of {wanted.title} follow each other; unpack the archive again")
     return found
@@ -703,9 +713,10 @@ def _sequences(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip
             raise ValueError(f"{path}: the only frame of its clip, a pair needs two; unpack the archive again")
         for one, following in pairwise(numbers):
             if following > one + 1:
+                lost = following - one - 1
                 notes.append(
-                    f"{frames[one]}: {following - one - 1} frames are missing between it and {frames[following].name}, "
-                    "no pair is made across; unpack the archive again"
+                    f"{frames[one]}: {lost} frame{'s are' if lost > 1 else ' is'} missing between it and "
+                    f"{frames[following].name}, no pair is made across; unpack the archive again"
                 )
         kept = [number for number in numbers if number not in left_out]
         for _, run in groupby(enumerate(kept), key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
@@ -734,7 +745,8 @@ def shots(path: Path) -> list[range]:
     They are found once (some minutes for a film), by PySceneDetect, and kept beside the film in NAME.shots.json.
     ValueError if the film cannot be decoded.
     """
-    from scenedetect import ContentDetector, VideoOpenFailure, detect  # here: nobody else needs its 0.2 s
+    from scenedetect import ContentDetector, SceneManager  # here: nobody else needs the 0.2 s that this takes
+    from scenedetect.backends.opencv import VideoCaptureAdapter
 
     kept, size = path.with_name(path.name + ".shots.json"), path.stat().st_size
     try:
@@ -743,15 +755,25 @@ def shots(path: Path) -> list[range]:
             return [range(*shot) for shot in known["shots"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not ours: made anew
+    manager = SceneManager()
+    manager.add_detector(ContentDetector())
+    unreadable = f"{path}: cannot be decoded; convert the film, or use its frames as a folder"
     try:
-        found = detect(str(path), ContentDetector(), show_progress=True, start_in_scene=True)
-    except (VideoOpenFailure, OSError) as error:
-        raise ValueError(f"{path}: cannot be decoded; convert the film, or use its frames as a folder") from error
+        # Through an adapter, which counts frames; PySceneDetect's own reader derives their numbers from their times.
+        manager.detect_scenes(VideoCaptureAdapter(cv2.VideoCapture(str(path))), show_progress=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(unreadable) from error
+    found = manager.get_scene_list(start_in_scene=True)
+    if not found:
+        raise ValueError(unreadable)
     cut = [(start.frame_num, end.frame_num) for start, end in found]
     with suppress(OSError):  # a folder that cannot be written to: found again the next time
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"size": size, "shots": cut}) + "\n")
-        os.replace(temporary, kept)
+        try:
+            temporary.write_text(json.dumps({"size": size, "shots": cut}) + "\n")
+            os.replace(temporary, kept)
+        finally:
+            temporary.unlink(missing_ok=True)
     return [range(*shot) for shot in cut]
 
 
@@ -791,7 +813,8 @@ class ImageNet(ImageFolder):
     """The training images of ImageNet-1k (or any part of it in the same layout), as uint8 (3, h, w) RGB.
 
     Looks for folders of classes (n01440764, ...) below `root`: in a folder whose name begins with ImageNet or ILSVRC,
-    there in train/ (as torchvision unpacks it), Data/CLS-LOC/train/ (the archive of Kaggle) or directly.
+    there in train/ (as torchvision unpacks it), Data/CLS-LOC/train/ (the archive of Kaggle) or directly; or so in
+    `root` itself, whatever its name.
 
     FileNotFoundError if there is none, or a class is empty; ValueError on reading a broken image.
     """
@@ -810,7 +833,7 @@ class ImageNet(ImageFolder):
                 f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (https://image-net.org/download)"
             )
         try:
-            super().__init__(folder, loader=load_image, is_valid_file=self._is_image)
+            super().__init__(folder, loader=load_image, is_valid_file=_is_image)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{folder}: {error}; unpack these classes, or remove their folders") from error
 
@@ -818,10 +841,6 @@ class ImageNet(ImageFolder):
         """The folders named like a class, whatever lies beside them."""
         names = sorted(entry.name for entry in os.scandir(directory) if IMAGENET_CLASS.fullmatch(entry.name))
         return names, {name: number for number, name in enumerate(names)}
-
-    @staticmethod
-    def _is_image(path: str) -> bool:
-        return path.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(os.path.basename(path))
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return super().__getitem__(index)[0]
@@ -869,7 +888,7 @@ def _read_flo(path: Path) -> np.ndarray:
 def _read_pfm(path: Path) -> np.ndarray:
     """Three channels of floats, rows from the bottom to the top: x, y, and one without a meaning."""
     content = path.read_bytes()
-    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+\s", content)
+    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+[ \t]*\r?\n", content)
     if head is None:
         raise ValueError(
             f"{path}: not a .pfm file of three channels (it does not begin with 'PF', width, height, scale)"
@@ -922,8 +941,8 @@ def _there(**files: Path) -> dict[str, Path]:
 def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
         if split == "testing":
-            for image in _glob(root, f"test/{group}/*/frame_*.png"):
-                if _following(image).exists():
+            for image, later in pairwise(_glob(root, f"test/{group}/*/frame_*.png")):
+                if later.parent == image.parent:  # the last frame of a scene has none to go to
                     yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
             continue
         for flow in _glob(root, "training/flow/*/frame_*.flo"):
@@ -935,7 +954,7 @@ def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
 
 def _kitti(root: Path, split: str, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
     """`root` holds training/ and testing/, or is one of them."""
-    base = root if root.name == split else root / split
+    base = root if root.resolve().name == split else root / split
     folder = next((name for name in folders if (base / name).is_dir()), None)
     if folder is None:
         return
@@ -962,19 +981,17 @@ def _middlebury(root: Path, split: str) -> Iterator[FlowFiles]:
 
 def _chairs(root: Path, split: str) -> Iterator[FlowFiles]:
     """Its validation pairs, those with a 2 in FlyingChairs_train_val.txt, where that list lies there; else all."""
-    flows = [
-        flow
-        for pattern in ("data/*_flow.flo", "data/*_flow.png", "*_flow.flo", "*_flow.png")
-        for flow in _glob(root, pattern)
-    ]
     lists = [folder / "FlyingChairs_train_val.txt" for folder in (root, root.parent)]
     marks = next((path.read_text().split() for path in lists if path.is_file()), None)
-    for flow in flows if split == "training" else ():
-        name = flow.stem.removesuffix("_flow")
-        if marks is None or (name.isdecimal() and 0 < int(name) <= len(marks) and marks[int(name) - 1] == "2"):
-            frames = _glob(flow.parent, f"{name}_img?.*")
-            image = flow.with_name(f"{name}_img1{frames[0].suffix if frames else '.ppm'}")
-            yield FlowFiles(name, "", image, _following(image), flow)
+    for folder in (root / "data", root) if split == "training" else ():
+        flows = [flow for ending in ("flo", "png") for flow in _glob(folder, f"*_flow.{ending}")]
+        endings = {path.stem: path.suffix for path in _glob(folder, "*_img?.*")} if flows else {}
+        for flow in flows:
+            name = flow.stem.removesuffix("_flow")
+            if marks is None or (name.isdecimal() and 0 < int(name) <= len(marks) and marks[int(name) - 1] == "2"):
+                ending = endings.get(f"{name}_img1") or endings.get(f"{name}_img2", ".ppm")
+                image = flow.with_name(f"{name}_img1{ending}")
+                yield FlowFiles(name, "", image, _following(image), flow)
 
 
 def _things(root: Path, split: str) -> Iterator[FlowFiles]:
@@ -1014,6 +1031,12 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Path, str], Iterator[FlowFiles]]]] = 
     "hd1k": ("hd1k_flow_gt/flow_occ/000000_0010.png, hd1k_input/image_2/000000_0010.png", _hd1k),
 }
 """What each consists of, below its own folder, and the function that lists its pairs."""
+TESTING = {
+    "sintel": "test/clean/SCENE/frame_0001.png",
+    "kitti2012": "testing/colored_0/000000_10.png (or image_0)",
+    "kitti2015": "testing/image_2/000000_10.png",
+}
+"""Those with a part whose truth is kept secret, and where its frames lie."""
 
 
 def find_benchmark(
@@ -1038,8 +1061,11 @@ def find_benchmark(
                 if pairs:
                     found[each] = pairs
     if not found:
-        expected = BENCHMARKS[name][0] if name else "; or ".join(layout for layout, _ in BENCHMARKS.values())
-        what = f"{split} part of {name}" if name else "true flow"
+        layouts = {each: layout for each, (layout, _) in BENCHMARKS.items()} if split == "training" else TESTING
+        if name and name not in layouts:
+            raise ValueError(f"{name}: has no testing part here; {', '.join(layouts)} have one")
+        expected = layouts[name] if name else "; or ".join(layouts.values())
+        what = f"{split} part of {name}" if name else "true flow" if split == "training" else "testing part"
         raise FileNotFoundError(f"{root}: no {what} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
@@ -1105,7 +1131,8 @@ class _ColorJitter(v2.ColorJitter):
                 image = cv2.LUT(image, _to_bytes(factor * values + (1 - factor) * mean))
             elif name == "saturation":
                 grey = np.tile([0.299, 0.587, 0.114], (3, 1))
-                image = cv2.transform(image, factor * np.eye(3) + (1 - factor) * grey)
+                matrix = factor * np.eye(3) + (1 - factor) * grey
+                image = cv2.transform(image, np.hstack((matrix, np.full((3, 1), -0.499))))  # OpenCV rounds
             else:
                 turned = _to_bytes((values + round(256 * factor)) % 256)
                 hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
@@ -1114,7 +1141,7 @@ class _ColorJitter(v2.ColorJitter):
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return np.clip(values, 0, 255).astype(np.uint8)  # cut off, not rounded, as torchvision and Pillow do
 
 
 class _Solarize(v2.RandomSolarize):
@@ -1123,7 +1150,7 @@ class _Solarize(v2.RandomSolarize):
     def transform(self, inpt: UInt8[Tensor, "3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "3 h w"]:
         values = np.arange(256)
         table = _to_bytes(np.where(values >= self.threshold, 255 - values, values))
-        return torch.from_numpy(cv2.LUT(inpt.contiguous().numpy(), table))
+        return torch.from_numpy(cv2.LUT(inpt.reshape(3, -1).numpy(), table)).reshape(inpt.shape)
 
 
 class TwoViews:
@@ -1194,11 +1221,12 @@ class FlowAugmentation:
     ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
         (h, w), (cut_h, cut_w) = image_1.shape[-2:], self.window
         if (h < cut_h or w < cut_w) and not self.enlarge:
+            flag = "--crop" if self.window == self.crop else "crop of this set (--mix)"
             raise ValueError(
-                f"an image of {w}x{h} pixels is smaller than the crop of {cut_w}x{cut_h}; use a smaller --crop"
+                f"an image of {w}x{h} pixels is smaller than the crop of {cut_w}x{cut_h}; use a smaller {flag}"
             )
         factor = max(torch.empty(()).uniform_(*self.scale).item(), cut_h / h, cut_w / w)
-        window_h, window_w = min(round(cut_h / factor), h), min(round(cut_w / factor), w)
+        window_h, window_w = (max(min(round(n / factor), most), 1) for n, most in ((cut_h, h), (cut_w, w)))
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
         cut = [F.crop(image, top, left, window_h, window_w) for image in (image_1, image_2)]
         # One tensor, for transforms draw once per call: the same change for both. Its memory has the channels last, as

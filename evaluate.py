@@ -177,6 +177,8 @@ def at_size(method: FlowMethod, resize: str) -> FlowMethod:
     def estimate(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
         size = image_1.shape[-2:]
         inner = [new_size(length, axis) for axis, length in enumerate(size)]
+        if max(inner) > 8192:
+            raise ValueError(f"--resize {resize}: {inner[1]}x{inner[0]} px are too many; 8192 are allowed in a row")
         resized = [F.interpolate(image, inner, mode="bilinear", antialias=True) for image in (image_1, image_2)]
         return resize_flow(method(*resized), size)
 
@@ -184,6 +186,10 @@ def at_size(method: FlowMethod, resize: str) -> FlowMethod:
 
 
 # ---------------------------------------------------------------------------------------------------- reading
+
+
+REGIONS = ("all", "matched", "unmatched", "0-10", "10-40", "40+", "noc", "bg", "fg")
+"""The parts of an image that are measured apart, in the order of the tables; see `read_pair`."""
 
 
 class Pair(NamedTuple):
@@ -376,7 +382,7 @@ def measure(pair: Pair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], d
 def summarise(scenes: list[dict], method: str) -> dict:
     """A method over many pairs: `epe` and `f1` of each region, as the mean over images (`per_image`; each counts alike)
     and over pixels (`per_pixel`; as the development kits of KITTI and Sintel count), and the median of the seconds."""
-    names = list(dict.fromkeys(name for scene in scenes for name in scene["pixels"]))
+    names = [name for name in REGIONS if any(name in scene["pixels"] for scene in scenes)]
     means = {"per_image": {"epe": {}, "f1": {}}, "per_pixel": {"epe": {}, "f1": {}}}
     for name in names:
         pixels = [scene["pixels"][name] for scene in scenes if name in scene["pixels"]]
@@ -462,7 +468,6 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> None:
             "--split testing has no truth to measure against: give --export FOLDER, to submit what is there"
         )
     method = at_size(flow_method(config.model), config.resize)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     if config.images:
         flow_of_images(method, *config.images, config.output_dir)
     elif config.video:
@@ -483,6 +488,7 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
         benchmark, files, notes = find_benchmark(config.data_root, config.benchmark)
         source, count = f"{benchmark} in {config.data_root}", len(files)
         pairs = (read_pair(each) for each in files)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     # A baseline that is run at another size gets a row of its own beside the usual one.
     label = config.model if config.model in (*BASELINES, "random") else "ours"
     label += "" if config.resize == "pad" else f" {config.resize}"
@@ -549,6 +555,7 @@ def table(rows: dict[str, dict], by_object: bool) -> str:
 def flow_to_submit(method: FlowMethod, config: FlowConfig) -> None:
     """Writes the flow of the testing split, and pictures of some of it."""
     benchmark, files, notes = find_benchmark(config.data_root, config.benchmark, "testing")
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     for place, each in enumerate(tqdm(files, desc="flow", unit="pair", disable=None)):
         image_1, image_2 = read_frames(each.image_1, each.image_2)
         flow = method(image_1, image_2)
@@ -592,6 +599,7 @@ def flow_of_images(method: FlowMethod, path_1: Path, path_2: Path, folder: Path)
     """Writes flow.flo, flow.png (colours), warped.png (the second image at the place of the first) and figure.png."""
     image_1, image_2 = read_frames(path_1, path_2)
     flow = method(image_1, image_2)
+    folder.mkdir(parents=True, exist_ok=True)
     write_flow(folder / "flow.flo", flow)
     write_picture(folder / "flow.png", flow_colours(flow[0], colour_scale(flow[0])))
     write_picture(folder / "warped.png", to_uint8(warp(image_2, flow)[0]))
@@ -607,6 +615,7 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> None:
         raise FileNotFoundError(f"{path}: no such video")
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
     count = min(len(pairs), (config.max_frames or sys.maxsize) - 1)
+    folder.mkdir(parents=True, exist_ok=True)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
     scale, frame, writer = 1.0, pairs[0][0], cv2.VideoWriter()

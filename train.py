@@ -272,8 +272,10 @@ def check(config: Config, world: int) -> None:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
     if not 0 < config.crop_scale[0] <= config.crop_scale[1]:
         raise ValueError("--crop-scale takes the smaller factor first, both above 0")
-    if config.sets and config.data_root is None:
-        raise ValueError("--sets chooses among the data sets of --data-root: give that too")
+    if config.sets and (config.data_root is None or config.video_dir):
+        raise ValueError("--sets chooses among the videos of --data-root: give that, and no --video-dir")
+    if config.frame_strides != (1,) and config.video_dir is None:
+        raise ValueError("--frame-strides is about the clips of --video-dir: give that too")
     if config.strategy != "combined" and config.task == "vicreg":
         raise ValueError(f"--strategy {config.strategy} is about flow: it cannot go with --task vicreg")
     if config.strategy.startswith("alternate") and config.task == "mjepa":
@@ -295,6 +297,12 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
     if here.exists() and config.resume.resolve() != here:
         raise ValueError(f"{config.output_dir} already holds a run, another than --resume: give another --output-dir")
+
+
+def learns_content(config: Config) -> bool:
+    """Whether any step does: not for flow only, nor with an encoder from a checkpoint that flow alone goes on with."""
+    flow_alone = config.strategy in ("frozen", "finetune") and config.flow_start_epoch == 0
+    return config.task != "mjepa" and not flow_alone
 
 
 def chosen_sets(config: Config) -> list[str]:
@@ -366,7 +374,7 @@ def show_data(config: Config) -> None:
 
 
 def open_videos(config: Config, main: bool) -> tuple[Dataset, object]:
-    """The video pairs and their transform; `main` prints what they are, if they lie in --data-root or are embedded."""
+    """The video pairs and their transform; `main` prints the mix, if they lie in --data-root."""
     if config.video_dir:
         augmentation = FlowAugmentation(config.crop, config.crop_scale)
         return VideoPairs(config.video_dir, config.frame_strides, augmentation), None
@@ -387,7 +395,10 @@ def open_images(config: Config) -> tuple[Dataset, object]:
     if config.image_dir:
         images = ImageFiles(config.image_dir)
     elif config.data_root:
-        images = ImageNet(config.data_root)
+        try:
+            images = ImageNet(config.data_root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or name images with --image-dir, or learn --task mjepa") from error
     else:
         images = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
     return images, TwoViews(config.image_size)
@@ -446,7 +457,8 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
     checkpoint = load_checkpoint(config.resume)
     if not {"optimizer", "random"} <= checkpoint.keys():
         raise ValueError(f"--resume {config.resume}: holds weights only; start a new run from them with --init")
-    old, new = checkpoint["config"], as_json(config)
+    # A field that the checkpoint does not know yet had its default.
+    old, new = flat(as_json(Config())) | flat(checkpoint["config"]), flat(as_json(config))
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
     if differing:
         told = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
@@ -455,6 +467,14 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
     optimizer.load_state_dict(checkpoint["optimizer"])
     restore_random_states(checkpoint["random"])
     return checkpoint["step"], Path(old["init"]) if old["init"] else None
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """A tree of dictionaries as one, whose keys are the paths: {"mix.chairs.repeats": 5}."""
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
 
 
 def environment(world: int, device: torch.device) -> dict:
@@ -579,8 +599,8 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Config, videos: Dataset | None, images: Dataset | None) -> Plan:
-    """The epochs of a configuration in steps. An epoch is one pass over the images; for flow only, over the pairs."""
-    data, batch = (videos, config.video_batch) if config.task == "mjepa" else (images, config.image_batch)
+    """The epochs of a configuration in steps. An epoch is one pass over the images; without any, over the pairs."""
+    data, batch = (videos, config.video_batch) if images is None else (images, config.image_batch)
     per_epoch = config.steps_per_epoch or max(len(data) // batch, 1)
     total = config.epochs * per_epoch
     return Plan(
@@ -671,7 +691,11 @@ def take_step(
         raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
-    norms = {g["name"]: clip_grad_norm_(g["params"], config.clip_gradient) for g in optimizer.param_groups}
+    norms = {
+        group["name"]: clip_grad_norm_(group["params"], config.clip_gradient)
+        for group in optimizer.param_groups
+        if any(parameter.grad is not None for parameter in group["params"])
+    }
     bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if bad:
         raise ValueError(f"step {step}: the gradient of {', '.join(bad)} is not finite; lower the learning rates")
@@ -682,7 +706,6 @@ def take_step(
 def measured(losses: Losses, norms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The numbers of one step, by the names that they have in metrics.jsonl."""
     numbers = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
-    numbers["total"] = losses.total.item()
     numbers |= {f"loss/{name}": value.item() for name, value in losses.unweighted.items()}
     numbers |= {f"weighted/{name}": value.item() for name, value in losses.weighted.items()}
     numbers |= {name: value.item() for name, value in losses.monitor.items()}
@@ -761,7 +784,7 @@ def train(config: Config) -> None:
         return
     check(config, world)
     device = own_device()
-    learn_flow, learn_content = config.task != "vicreg", config.task != "mjepa"
+    learn_flow, learn_content = config.task != "vicreg", learns_content(config)
     videos, video_transform = open_videos(config, main) if learn_flow else (None, None)
     images, image_transform = open_images(config) if learn_content else (None, None)
     embedded = [] if config.data_root else ["--video-dir"] * (learn_flow and config.video_dir is None)
@@ -804,6 +827,7 @@ def train(config: Config) -> None:
         for step in range(start, plan.last):
             flow, content = plan.tasks(step)
             if step in (start, plan.flow_start):
+                latest.clear()
                 choose_parts(config, model, flow_has_started=step >= plan.flow_start)
                 if world > 1:  # DDP waits for the gradient of all that may have one: wrap anew
                     parallel = DistributedDataParallel(
@@ -821,6 +845,7 @@ def train(config: Config) -> None:
                     image_batches = batches(images, image_transform, config.image_batch, content_steps)
                 views = tuple(x.to(device, non_blocking=True) for x in next(image_batches))
 
+            latest.pop((flow, content), None)  # the newest comes last
             latest[flow, content] = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
             flow_steps, content_steps, done = flow_steps + flow, content_steps + content, step + 1
 
@@ -830,6 +855,7 @@ def train(config: Config) -> None:
                 numbers = {"epoch": done / plan.per_epoch}
                 for losses, norms in latest.values():  # where the tasks alternate, the last step of each
                     numbers |= measured(losses, norms, optimizer)
+                numbers["total"] = sum(losses.total.item() for losses, _ in latest.values())
                 numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[0]) / seconds
                 numbers["images_per_second"] = config.image_batch * (content_steps - seen[1]) / seconds
                 log.write(done, numbers)

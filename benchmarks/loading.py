@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--crop", type=int, nargs=2, default=(384, 832))
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--items", type=int, default=24, help="pairs of a set in a round, and a fourth of the images")
+    parser.add_argument("--items", type=int, default=24, help="pairs of a set in a round; of images four times as many")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--output", type=Path, help="the numbers as JSON")
     arguments = parser.parse_args()
@@ -104,7 +104,7 @@ def main() -> None:
     except FileNotFoundError as error:
         print(error)
     else:
-        count = min(4 * arguments.items, len(images)) // 8 * 8
+        count = min(4 * arguments.items, len(images)) // 8 * 8 or len(images)
         images.samples = images.samples[:: len(images) // count][:count]
         paths = [Path(path) for path, _ in images.samples]
         add("imagenet", "image", lambda: decode_images(paths), images, first, TwoViews(arguments.image_size), count)
@@ -122,4 +122,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -218,7 +218,6 @@ def spoil_as_a_mac_does(folder):
             (place / f"._{path.name}").write_bytes(b"Mac OS X")
 
 
-# DEFECT in find_video_set: pathlib's glob, other than find_files, gives hidden files too, which are then frames.
 @pytest.mark.parametrize("name", CLIPS)
 def test_what_a_mac_leaves_in_an_archive_is_no_frame(name, tmp_path):
     own = write_set(name, tmp_path / "root" / name)
@@ -323,7 +322,21 @@ def test_a_film_that_cannot_be_decoded_is_told_by_its_path(damage, tmp_path):
         find_video_set("sintel_raw", tmp_path)
 
 
-# DEFECT in shots: PySceneDetect's frame numbers are times by the frame rate, the frames' own numbers are counted.
+def test_cuts_are_found_by_counting_frames_whatever_their_times(tmp_path):
+    """As if frames had been dropped on encoding: each cluster of a Matroska file but the first comes 83 ms later."""
+    film = write_film(tmp_path / "sintel.mkv", codec="mp4v")
+    first, *others = film.read_bytes().split(bytes.fromhex("1F43B675"))  # a cluster's mark
+    shifted = []
+    for number, cluster in enumerate(others):
+        start = cluster.index(b"\xe7") + 1  # its time in ms: E7, the count of its bytes, its bytes
+        stop = start + 1 + (cluster[start] & 15)
+        later = int.from_bytes(cluster[start + 1 : stop], "big") + 83 * (number > 0)
+        shifted.append(cluster[: start + 1] + later.to_bytes(stop - start - 1, "big") + cluster[stop:])
+    assert len(shifted) > 1
+    film.write_bytes(bytes.fromhex("1F43B675").join([first, *shifted]))
+    assert frames_of(film) == ranges(*SHOTS)
+
+
 @pytest.mark.parametrize("name", ["sintel_raw", "Sintel-movie", "SintelFilm"])
 def test_folders_of_the_film_s_frames_are_taken_before_a_video_file_beside_them(name, tmp_path):
     write_set("sintel_raw", tmp_path / name)
@@ -356,7 +369,6 @@ def test_clips_are_the_runs_of_numbers_without_a_gap_and_a_note_names_the_files_
         assert f" {names[after[0]]}," in note and "\n" not in note
 
 
-# DEFECT in _find_film: it lacks find_video_set's check that there is a clip at all.
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_set_without_two_frames_that_follow_each_other_is_told_by_its_path(name, tmp_path):
     (tmp_path / name).mkdir()
@@ -558,7 +570,6 @@ def test_imagenet_is_found_in_the_layouts_of_its_archives(layout, tmp_path):
         assert image.dtype == torch.uint8 and image.shape == (3, 20, 30)
 
 
-# DEFECT in ImageNet: torchvision's ImageFolder takes every folder for a class and every file by its ending.
 def test_folders_beside_the_classes_of_imagenet_are_none(tmp_path):
     write(tmp_path, [*PHOTOS, "Sintel/training/clean/alley_1/frame_0001.png"])
     (tmp_path / ".ipynb_checkpoints").mkdir()
