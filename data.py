@@ -589,8 +589,10 @@ class VideoSet(NamedTuple):
     title: str
     url: str
     """Where to get it."""
-    frames: str
-    """Where its frames lie below its own folder, a pattern (of the film: in words); names end in numbers."""
+    example: str
+    """How a frame lies below the folder of the set, to be shown."""
+    frames: str = ""
+    """The same as a pattern; the names of the frames end in their numbers."""
     mark: str = ""
     """A file that tells it from another data set of the same layout; by default any of its frames."""
     left_out: range = range(0)
@@ -602,35 +604,58 @@ _SINTEL = "http://sintel.is.tue.mpg.de/downloads"
 _KITTI = "https://www.cvlibs.net/datasets/kitti"
 
 VIDEO_SETS = {
-    "kitti_raw": VideoSet("KITTI raw", f"{_KITTI}/raw_data.php", "2011_*/*_sync/image_02/data/*"),
+    "kitti_raw": VideoSet(
+        "KITTI raw",
+        f"{_KITTI}/raw_data.php",
+        "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png",
+        "2011_*/*_sync/image_02/data/*",
+    ),
     # True flow is known from frame 10 to 11 of each scene: 9 to 12 stay out of training (field).
     "kitti2012": VideoSet(
-        "KITTI 2012 multiview",
+        "KITTI 2012's multiview extension",
         f"{_KITTI}/eval_stereo_flow.php",
+        "training/colored_0/000000_00.png to 000000_20.png",
         "*ing/colored_0/*_*",
         mark="training/colored_0/*_00.*",
         left_out=range(9, 13),
     ),
     "kitti2015": VideoSet(
-        "KITTI 2015 multiview",
+        "KITTI 2015's multiview extension",
         f"{_KITTI}/eval_scene_flow.php",
+        "training/image_2/000000_00.png to 000000_20.png",
         "*ing/image_2/*_*",
         mark="training/image_2/*_00.*",
         left_out=range(9, 13),
     ),
-    "sintel_clean": VideoSet("Sintel clean", _SINTEL, "t*/clean/*/frame_*"),
-    "sintel_final": VideoSet("Sintel final", _SINTEL, "t*/final/*/frame_*"),
+    "sintel_clean": VideoSet("Sintel", _SINTEL, "training/clean/alley_1/frame_0001.png", "t*/clean/*/frame_*"),
+    "sintel_final": VideoSet("Sintel", _SINTEL, "training/final/alley_1/frame_0001.png", "t*/final/*/frame_*"),
     "sintel_raw": VideoSet(
-        "Sintel, the film", "https://durian.blender.org/download", "sintel_raw/SCENE/frame_*.png, or *sintel*.mp4"
+        "the film", "https://durian.blender.org/download", "sintel.mp4; or frames as sintel_raw/SCENE/frame_0001.png"
     ),
-    "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
+    "chairs": VideoSet(
+        "FlyingChairs",
+        f"{_FREIBURG}/FlyingChairs.en.html",
+        "data/00001_img1.ppm and data/00001_img2.ppm",
+        "data/*_img?.*",
+    ),
     "things_clean": VideoSet(
-        "FlyingThings3D clean", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"
+        "FlyingThings3D",
+        f"{_FREIBURG}/SceneFlowDatasets.en.html",
+        "frames_cleanpass/TRAIN/A/0000/left/0006.png",
+        "frames_cleanpass/TRAIN/*/*/*/*",
     ),
     "things_final": VideoSet(
-        "FlyingThings3D final", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_finalpass/TRAIN/*/*/*/*"
+        "FlyingThings3D",
+        f"{_FREIBURG}/SceneFlowDatasets.en.html",
+        "frames_finalpass/TRAIN/A/0000/left/0006.png",
+        "frames_finalpass/TRAIN/*/*/*/*",
     ),
-    "hd1k": VideoSet("HD1K", "http://hci-benchmark.iwr.uni-heidelberg.de", "hd1k_input/image_2/*_*"),
+    "hd1k": VideoSet(
+        "HD1K",
+        "http://hci-benchmark.iwr.uni-heidelberg.de",
+        "hd1k_input/image_2/000000_0000.png",
+        "hd1k_input/image_2/*_*",
+    ),
 }
 """The sets of the paper's flow task by name."""
 
@@ -1063,9 +1088,9 @@ def find_benchmark(
     if not found:
         layouts = {each: layout for each, (layout, _) in BENCHMARKS.items()} if split == "training" else TESTING
         if name and name not in layouts:
-            raise ValueError(f"{name}: has no testing part here; {', '.join(layouts)} have one")
+            raise ValueError(f"there is no testing part of {name}; {', '.join(layouts)} have one")
         expected = layouts[name] if name else "; or ".join(layouts.values())
-        what = f"{split} part of {name}" if name else "true flow" if split == "training" else "testing part"
+        what = ("true flow" if split == "training" else "testing part") + (f" of {name}" if name else "")
         raise FileNotFoundError(f"{root}: no {what} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")

@@ -141,6 +141,8 @@ def flow_method(name: str) -> FlowMethod:
     if name == "random":
         torch.manual_seed(0)
         return model_flow(MCJEPA(task="mjepa").eval().to(device))
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"{name}: no such checkpoint, nor a baseline ({', '.join(BASELINES)}, random)")
     return model_flow(load_model(name, device))
 
 
@@ -509,7 +511,7 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
     for group in dict.fromkeys(scene["group"] for scene in scenes):
         members = [scene for scene in scenes if scene["group"] == group]
         groups[group or "all"] = {name: summarise(members, name) for name in methods}
-        print(f"Flow on {source}{', ' if group else ''}{group}: {len(members)} pairs\n")
+        print(f"Flow on {source}{', ' if group else ''}{group}: {len(members)} pair{'s'[: len(members) > 1]}\n")
         print(table(groups[group or "all"], by_object=benchmark.startswith("kitti")) + "\n")
     if config.data_root is not None and len(scenes) <= 20:
         print(f"{'EPE [px], all':24}" + "".join(f"{name:>12}" for name in methods))
@@ -518,6 +520,8 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
             print(f"{name:24}" + "".join(f"{scene[method]['epe']['all']:12.2f}" for method in methods))
     for note in notes:
         print(f"note: {note}")
+    if config.export:
+        print(f"flow of {len(scenes)} pairs: {config.export}")
     report = {
         "data": source,
         "groups": groups,
@@ -643,6 +647,8 @@ def main() -> None:
     commands = {"flow": run_flow}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__.splitlines()[0])
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was written is whole")
     except (ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)

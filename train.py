@@ -342,7 +342,7 @@ def open_mix(config: Config) -> tuple[Mix, dict[str, Found | None]]:
 def how_to_get(name: str) -> str:
     """Where a data set of video is to be had, and how it must lie."""
     wanted = VIDEO_SETS[name]
-    return f"{name} ({wanted.title}): get it at {wanted.url}, unpack it to FOLDER/{wanted.frames}"
+    return f"{name} ({wanted.title}): get it at {wanted.url}, unpack it to ANY_FOLDER/{wanted.example}"
 
 
 def show_mix(mix: Mix, found: dict[str, Found | None]) -> str:
@@ -720,7 +720,7 @@ def shown(numbers: dict[str, float]) -> str:
         for name in names
         if f"loss/{name}" in numbers
     ]
-    return " ".join(terms) + f" {numbers['pairs_per_second']:.0f} pairs/s {numbers['images_per_second']:.0f} img/s"
+    return " ".join(terms) + f" {numbers['pairs_per_second']:.3g} pairs/s {numbers['images_per_second']:.3g} img/s"
 
 
 def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -870,6 +870,8 @@ def train(config: Config) -> None:
                 since, seen = time.perf_counter(), (flow_steps, content_steps)
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
+        if learn_flow:
+            print(f"measure it: python evaluate.py flow --model {config.output_dir / 'checkpoint.pt'}")
     if world > 1:
         dist.destroy_process_group()
 
@@ -879,7 +881,7 @@ def main() -> None:
     try:
         train(read_config(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command with --resume goes on from the last checkpoint")
+        sys.exit("stopped; the same command with --resume goes on from the last checkpoint, if one was written yet")
     except (ValueError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0 and not dist.is_initialized():
             # What fails before the processes meet fails in all of a machine: its first tells, then torchrun ends them.

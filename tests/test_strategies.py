@@ -127,6 +127,40 @@ def test_the_encoder_freezes_at_the_flow_start_and_not_before(monkeypatch, tmp_p
     assert changed(start, kept[0]) == {"encoder", "expander"}
 
 
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_line_of_metrics_holds_the_newest_step_of_each_task_where_they_alternate(every, monkeypatch, tmp_path):
+    flags = ["--strategy", "alternate_batches", "--flow-start-epoch", 0, "--max-steps", 2 * every, "--log-every"]
+    run(monkeypatch, *TINY, *flags, every, "--output-dir", tmp_path / "sparse")
+    run(monkeypatch, *TINY, *flags, 1, "--output-dir", tmp_path / "dense")
+    files = [tmp_path / name / "metrics.jsonl" for name in ("sparse", "dense")]
+    lines = [map(json.loads, file.read_text().splitlines()) for file in files]
+    sparse, dense = ({line["step"]: line for line in each if "total" in line} for each in lines)
+    assert list(sparse) == [every, 2 * every]
+    for step, line in sparse.items():
+        last, other = dense[step], dense[step - 1]
+        flow, content = (last, other) if step % 2 else (other, last)  # the first step, number 1, learns flow
+        assert line["total"] == pytest.approx(last["total"] + other["total"])
+        assert line["gradient_norm/encoder"] == last["gradient_norm/encoder"]
+        assert line["gradient_norm/estimator"] == flow["gradient_norm/estimator"] > 0
+        assert line["gradient_norm/expander"] == content["gradient_norm/expander"] > 0
+        assert (
+            line["loss/cycle"] == flow["loss/cycle"] and line["loss/vicreg_variance"] == content["loss/vicreg_variance"]
+        )
+        assert "gradient_norm/estimator" not in content and "gradient_norm/expander" not in flow
+
+
+def test_a_checkpoint_from_before_a_field_was_there_goes_on_with_the_field_s_default(monkeypatch, capsys, tmp_path):
+    run(monkeypatch, *TINY, "--max-steps", 1, "--output-dir", tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for name in ("strategy", "sets", "mix", "data_root", "show_data"):
+        del checkpoint["config"][name]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    run(monkeypatch, *TINY, "--max-steps", 2, "--output-dir", tmp_path, "--resume")
+    other = ["--mix.chairs.repeats", 7, "--output-dir", tmp_path, "--resume"]
+    line = fails(monkeypatch, capsys, *TINY, *other, "--max-steps", 3)
+    assert "(mix.chairs.repeats: 5 there, 7 here)" in line
+
+
 @pytest.mark.parametrize("strategy", ["alternate_batches", "alternate_epochs", "frozen", "finetune"])
 def test_two_processes_take_every_strategy_across_the_flow_start(strategy, tmp_path):
     flags = ["--strategy", strategy, "--steps-per-epoch", 2, "--max-steps", 7]
