@@ -141,9 +141,10 @@ def flow_method(name: str) -> FlowMethod:
     if name == "random":
         torch.manual_seed(0)
         return model_flow(MCJEPA(task="mjepa").eval().to(device))
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"{name}: no such checkpoint, nor a baseline ({', '.join(BASELINES)}, random)")
-    return model_flow(load_model(name, device))
+    try:
+        return model_flow(load_model(name, device))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, nor a baseline ({', '.join(BASELINES)}, random)") from error
 
 
 def model_flow(model: MCJEPA) -> FlowMethod:

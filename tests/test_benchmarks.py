@@ -284,7 +284,7 @@ def on_screen(screen: str) -> dict[str, dict]:
     tables, group, mean = {}, None, None
     for line in screen.splitlines():
         cells = [line[i : i + 10].strip() for i in range(18, len(line), 10)]
-        if begin := re.match(r"Flow on .*?(?:, (clean|final))?: \d+ pairs$", line):
+        if begin := re.match(r"Flow on .*?(?:, (clean|final))?: \d+ pairs?$", line):
             group, mean = begin[1] or "all", None
         elif line.startswith("mean over"):
             mean, columns = line[:18].strip(), cells
@@ -779,7 +779,7 @@ def test_half_an_archive_is_a_mistake(tmp_path, refused, name, half):
             path.rmdir()
         elif is_flow if half == "flow" else is_frame:
             path.is_dir() or path.unlink()
-    refused(name, str(tmp_path / "data"), name, *(["no training part of"] if half == "flow" else []))
+    refused(name, str(tmp_path / "data"), name, *(["no true flow of"] if half == "flow" else []))
 
 
 def spoil(path: Path, how: str) -> None:
@@ -840,7 +840,7 @@ def test_a_benchmark_that_is_not_there_is_a_mistake(tmp_path, refused):
     write_set(tmp_path / "data", "kitti2012")
     for name in NAMES:
         if name != "kitti2012":
-            refused(name, f"no training part of {name}", str(tmp_path / "data"))
+            refused(name, f"no true flow of {name}", str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("flags", [("--benchmark", "sintel"), ("--export", "x"), ("--split", "testing")])

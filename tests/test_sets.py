@@ -968,7 +968,7 @@ def test_a_benchmark_that_lies_alone_needs_no_name_and_is_no_other(name, depth, 
     found, pairs, notes = find_benchmark((own, *own.parents)[depth])
     assert found == name and pairs and notes == []
     for other in BENCHMARKS.keys() - {name}:
-        with told(FileNotFoundError, own, f"no training part of {other}"):
+        with told(FileNotFoundError, own, f"no true flow of {other}"):
             find_benchmark(own, other)
 
 
