@@ -13,6 +13,7 @@ of one's own lie together as NAME_img1.EXT, NAME_img2.EXT and NAME_flow.flo or N
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import tyro
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import flow_to_image, make_grid
@@ -87,6 +88,107 @@ def f1_all(
     """
     error, length = _errors_and_lengths(flow, truth, valid)
     return (~((error <= 3.0) | (error <= 0.05 * length))).float().mean()
+
+
+# ------------------------------------------------------------------- segmentation, of images and of video objects
+
+
+def mean_iou(confusion: Int64[Tensor, "c c"]) -> float:
+    """The mean over classes of intersection over union, in [0, 1].
+
+    Args:
+        confusion: pixels by true class (rows) and predicted class (columns); void pixels must not be in it. A class
+            that neither occurs nor is predicted is left out of the mean.
+
+    Raises:
+        ValueError: no pixel at all.
+    """
+    hits, union = confusion.diag(), confusion.sum(dim=0) + confusion.sum(dim=1) - confusion.diag()
+    if not union.any():
+        raise ValueError("no pixel in the confusion matrix: the mean IoU is not defined")
+    return (hits[union > 0] / union[union > 0]).mean().item()
+
+
+def region_similarity(annotation: Bool[Tensor, "h w"], prediction: Bool[Tensor, "h w"]) -> float:
+    """J of DAVIS (Perazzi et al. 2016): the intersection of two masks over their union; 1 where both are empty."""
+    union = (annotation | prediction).sum().item()
+    return (annotation & prediction).sum().item() / union if union else 1.0
+
+
+def contour_accuracy(annotation: Bool[Tensor, "h w"], prediction: Bool[Tensor, "h w"]) -> float:
+    """F of DAVIS: the harmonic mean of precision and recall of the masks' contours.
+
+    A contour pixel is right if the other contour passes within 0.8% of the image's diagonal, rounded up. 1 where both
+    masks have no contour, 0 where one has none.
+    """
+    contours = [_contour(mask.cpu().numpy()) for mask in (annotation, prediction)]
+    radius = math.ceil(0.008 * math.hypot(*annotation.shape))
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disc = (x**2 + y**2 <= radius**2).astype(np.uint8)
+    truth, guess = contours
+    near_truth, near_guess = (cv2.dilate(contour, disc) for contour in contours)
+    if not truth.any() or not guess.any():
+        return float(not truth.any() and not guess.any())
+    precision, recall = (guess & near_truth).sum() / guess.sum(), (truth & near_guess).sum() / truth.sum()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def _contour(mask: np.ndarray) -> np.ndarray:
+    """Pixels that differ from their right, lower, or lower right neighbour, as DAVIS finds contours; uint8 (h, w)."""
+    right, below, corner = (
+        np.pad(mask, ((0, dy), (0, dx)), mode="edge")[dy:, dx:] for dy, dx in ((0, 1), (1, 0), (1, 1))
+    )
+    return ((mask != right) | (mask != below) | (mask != corner)).astype(np.uint8)
+
+
+def propagate_labels(
+    target: Float[Tensor, "d h w"],
+    context: Float[Tensor, "n d h w"],
+    labels: Float[Tensor, "n c h w"],
+    radius: int = 12,
+    topk: int = 5,
+    temperature: float = 0.1,
+) -> Float[Tensor, "c h w"]:
+    """The labels of a frame from those of others, by the likeness of features (Jabri et al. 2020; numbers of DINO).
+
+    Each pixel of the target takes the labels of the `topk` pixels that are most like it, among those of all context
+    frames that are at most `radius` rows and columns away, weighted by exp(cosine / temperature). (DAVIS: frames of
+    480p at stride 8, radius 12, the first frame and the 7 last.)
+
+    Works on tiles: each is compared with what its radius reaches and nothing else, so that time and memory grow with
+    the pixels times the window, not with the pixels squared.
+
+    Args:
+        target: features of the frame, of any length: they are normalised here.
+        context: of the frames with known labels.
+        labels: theirs, soft or hard, at the size of the features.
+
+    Returns:
+        Soft labels: means of those given, so that they stay in their range and, where theirs do, sum to 1.
+    """
+    (h, w), tile = target.shape[1:], max(radius // 2, 4)
+    target, context = F.normalize(target, dim=0), F.normalize(context, dim=1)
+    result = labels.new_empty(labels.shape[1], h, w)
+    for top in range(0, h, tile):
+        rows, near_rows = range(top, min(top + tile, h)), range(max(top - radius, 0), min(top + tile + radius, h))
+        for left in range(0, w, tile):
+            columns = range(left, min(left + tile, w))
+            near_columns = range(max(left - radius, 0), min(left + tile + radius, w))
+            here = (slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+            near = (..., slice(near_rows.start, near_rows.stop), slice(near_columns.start, near_columns.stop))
+            cosine = target[(..., *here)].flatten(1).T @ context[near].transpose(0, 1).flatten(1)
+            far_rows, far_columns = (
+                (torch.tensor(own)[:, None] - torch.tensor(other)[None]).abs() > radius
+                for own, other in ((rows, near_rows), (columns, near_columns))
+            )
+            far = far_rows[:, None, :, None] | far_columns[None, :, None, :]
+            cosine = cosine.view(far[..., 0, 0].numel(), len(context), -1)
+            cosine = cosine.masked_fill(far.flatten(0, 1).flatten(1)[:, None].to(cosine.device), -torch.inf).flatten(1)
+            best, places = cosine.topk(min(topk, cosine.shape[1]))
+            weights = (best / temperature).softmax(dim=1)
+            their_labels = labels[near].transpose(0, 1).flatten(1)[:, places]
+            result[(..., *here)] = (their_labels * weights).sum(dim=-1).view(-1, len(rows), len(columns))
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------- methods

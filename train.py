@@ -66,6 +66,8 @@ HARMLESS = (
     "show_data",
 )  # fmt: skip
 """Fields of `Config` that may differ when a run is resumed."""
+PLACES = ("data_root", "video_dir", "image_dir", "backbone")
+"""Fields of `Config` that name where data lie."""
 Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
 """A batch of video pairs, or of two views."""
 
@@ -459,6 +461,8 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
         raise ValueError(f"--resume {config.resume}: holds weights only; start a new run from them with --init")
     # A field that the checkpoint does not know yet had its default.
     old, new = flat(as_json(Config())) | flat(checkpoint["config"]), flat(as_json(config))
+    for settings in (old, new):  # another spelling of the same place is no difference
+        settings |= {k: str(Path(settings[k]).resolve()) for k in PLACES if settings.get(k)}
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
     if differing:
         told = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
