@@ -166,7 +166,7 @@ def propagate_labels(
     Returns:
         Soft labels: means of those given, so that they stay in their range and, where theirs do, sum to 1.
     """
-    (h, w), tile = target.shape[1:], max(radius // 2, 4)
+    (h, w), tile = target.shape[1:], max(radius, 4)
     target, context = F.normalize(target, dim=0), F.normalize(context, dim=1)
     result = labels.new_empty(labels.shape[1], h, w)
     for top in range(0, h, tile):

@@ -282,6 +282,10 @@ def test_content_needs_imagenet_and_flow_alone_does_not(data_root, monkeypatch, 
     assert "no ImageNet in it" in line and "image-net.org" in line
     run(monkeypatch, *TINY, *flags, "--task", "mjepa")
     run(monkeypatch, *TINY, *flags[:4], "--image-dir", data_root / "Sintel", "--output-dir", tmp_path / "other")
+    run(monkeypatch, *TINY, "--task", "vicreg", "--max-steps", 1, "--output-dir", tmp_path / "content")
+    init = ["--strategy", "frozen", "--init", tmp_path / "content/checkpoint.pt", "--output-dir", tmp_path / "frozen"]
+    run(monkeypatch, *TINY, *flags[:4], *init)
+    assert learned(tmp_path / "frozen") == "F"
 
 
 def test_a_gap_in_the_numbering_is_told_and_no_pair_made_across(data_root, monkeypatch, capsys):
