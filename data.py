@@ -17,7 +17,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -959,56 +959,55 @@ def _following(path: Path, by: int = 1) -> Path:
     return path.with_stem(f"{path.stem.removesuffix(digits)}{int(digits) + by:0{len(digits)}d}")
 
 
-def _there(**files: Path) -> dict[str, Path]:
-    return {name: path for name, path in files.items() if path.is_file()}
+def _masks(folder: Path, place: str, *names: str) -> dict[str, Path]:
+    """Those of the masks folder/NAME/place that are there."""
+    return {name: folder / name / place for name in names if (folder / name / place).is_file()}
 
 
-def _sintel(root: Path, split: str) -> Iterator[FlowFiles]:
+def _sintel(root: Path) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
-        if split == "testing":
-            for image, later in pairwise(_glob(root, f"test/{group}/*/frame_*.png")):
-                if later.parent == image.parent:  # the last frame of a scene has none to go to
-                    yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
-            continue
         for flow in _glob(root, "training/flow/*/frame_*.flo"):
-            place = f"{flow.parent.name}/{flow.stem}"
-            image = root / "training" / group / f"{place}.png"
-            masks = {name: root / "training" / name / f"{place}.png" for name in ("occlusions", "invalid")}
-            yield FlowFiles(place, group, image, _following(image), flow, _there(**masks))
+            name = f"{flow.parent.name}/{flow.stem}"
+            image = root / "training" / group / f"{name}.png"
+            masks = _masks(root / "training", f"{name}.png", "occlusions", "invalid")
+            yield FlowFiles(name, group, image, _following(image), flow, masks)
 
 
-def _kitti(root: Path, split: str, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
-    """`root` holds training/ and testing/, or is one of them."""
-    base = root if root.resolve().name == split else root / split
-    folder = next((name for name in folders if (base / name).is_dir()), None)
-    if folder is None:
-        return
-    images = [base / folder / flow.name for flow in _glob(base, "flow_occ/*_10.png")]
-    for image in images if split == "training" else _glob(base / folder, "*_10.png"):
-        flow = base / "flow_occ" / image.name if split == "training" else None
-        masks = {name: base / name / image.name for name in ("flow_noc", "obj_map")}
-        yield FlowFiles(image.stem, "", image, _following(image), flow, _there(**masks))
+def _sintel_testing(root: Path) -> Iterator[FlowFiles]:
+    for group in ("clean", "final"):
+        for image, later in pairwise(_glob(root, f"test/{group}/*/frame_*.png")):
+            if later.parent == image.parent:  # the last frame of a scene has none to go to
+                yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
 
 
-def _kitti2012(root: Path, split: str) -> Iterator[FlowFiles]:
-    return _kitti(root, split, ("colored_0", "image_0"))
+def _kitti(root: Path, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
+    """`folders`: where the images are, the first of them that is there. `root` holds training/, or is that itself."""
+    base = root if root.resolve().name == "training" else root / "training"
+    folder = next((base / name for name in folders if (base / name).is_dir()), None)
+    for flow in _glob(base, "flow_occ/*_10.png") if folder else ():
+        image = folder / flow.name
+        yield FlowFiles(flow.stem, "", image, _following(image), flow, _masks(base, flow.name, "flow_noc", "obj_map"))
 
 
-def _kitti2015(root: Path, split: str) -> Iterator[FlowFiles]:
-    return _kitti(root, split, ("image_2",))
+def _kitti_testing(root: Path, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
+    """As `_kitti`, of testing/."""
+    base = root if root.resolve().name == "testing" else root / "testing"
+    folder = next((base / name for name in folders if (base / name).is_dir()), None)
+    for image in _glob(folder, "*_10.png") if folder else ():
+        yield FlowFiles(image.stem, "", image, _following(image), None)
 
 
-def _middlebury(root: Path, split: str) -> Iterator[FlowFiles]:
-    for flow in _glob(root, "other-gt-flow/*/flow10.flo") if split == "training" else ():
+def _middlebury(root: Path) -> Iterator[FlowFiles]:
+    for flow in _glob(root, "other-gt-flow/*/flow10.flo"):
         image = root / "other-data" / flow.parent.name / "frame10.png"
         yield FlowFiles(flow.parent.name, "", image, _following(image), flow)
 
 
-def _chairs(root: Path, split: str) -> Iterator[FlowFiles]:
+def _chairs(root: Path) -> Iterator[FlowFiles]:
     """Its validation pairs, those with a 2 in FlyingChairs_train_val.txt, where that list lies there; else all."""
     lists = [folder / "FlyingChairs_train_val.txt" for folder in (root, root.parent)]
     marks = next((path.read_text().split() for path in lists if path.is_file()), None)
-    for folder in (root / "data", root) if split == "training" else ():
+    for folder in (root / "data", root):
         flows = [flow for ending in ("flo", "png") for flow in _glob(folder, f"*_flow.{ending}")]
         endings = {path.stem: path.suffix for path in _glob(folder, "*_img?.*")} if flows else {}
         for flow in flows:
@@ -1019,11 +1018,11 @@ def _chairs(root: Path, split: str) -> Iterator[FlowFiles]:
                 yield FlowFiles(name, "", image, _following(image), flow)
 
 
-def _things(root: Path, split: str) -> Iterator[FlowFiles]:
+def _things(root: Path) -> Iterator[FlowFiles]:
     """The test split: both passes, cameras and directions. At an end of a clip, flow leads to no frame: left out."""
     flows = _glob(root, "optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm")
     for group in ("clean", "final"):
-        for flow in flows if split == "training" else ():
+        for flow in flows:
             camera, direction, clip = flow.parent.name, flow.parents[1].name, flow.parents[2]
             folder = root / f"frames_{group}pass" / clip.relative_to(root / "optical_flow") / camera
             number = flow.stem.split("_")[-2]
@@ -1037,31 +1036,43 @@ def _things(root: Path, split: str) -> Iterator[FlowFiles]:
                 yield FlowFiles(name, group, image_1, image_2, flow)
 
 
-def _hd1k(root: Path, split: str) -> Iterator[FlowFiles]:
+def _hd1k(root: Path) -> Iterator[FlowFiles]:
     """At the end of a sequence, flow leads to no frame: left out."""
     flows = _glob(root, "hd1k_flow_gt/flow_occ/*_*.png")
-    for flow, following in pairwise(flows) if split == "training" else ():
+    for flow, following in pairwise(flows):
         if following.name.split("_")[0] == flow.name.split("_")[0]:
             image = root / "hd1k_input" / "image_2" / flow.name
             yield FlowFiles(flow.stem, "", image, _following(image), flow)
 
 
-BENCHMARKS: dict[str, tuple[str, Callable[[Path, str], Iterator[FlowFiles]]]] = {
+Finder = Callable[[Path], Iterator[FlowFiles]]
+"""Lists the pairs of a benchmark below its own folder."""
+
+BENCHMARKS: dict[str, tuple[str, Finder]] = {
     "sintel": ("training/flow/SCENE/frame_0001.flo, training/clean/SCENE/frame_0001.png", _sintel),
-    "kitti2012": ("training/flow_occ/000000_10.png, training/colored_0/000000_10.png (or image_0)", _kitti2012),
-    "kitti2015": ("training/flow_occ/000000_10.png, training/image_2/000000_10.png", _kitti2015),
+    "kitti2012": (
+        "training/flow_occ/000000_10.png, training/colored_0/000000_10.png (or image_0)",
+        partial(_kitti, folders=("colored_0", "image_0")),
+    ),
+    "kitti2015": (
+        "training/flow_occ/000000_10.png, training/image_2/000000_10.png",
+        partial(_kitti, folders=("image_2",)),
+    ),
     "middlebury": ("other-gt-flow/SCENE/flow10.flo, other-data/SCENE/frame10.png", _middlebury),
     "chairs": ("data/NAME_flow.flo (or .png), data/NAME_img1.ppm, data/NAME_img2.ppm", _chairs),
     "things": ("optical_flow/TEST/A/0000/into_future/left/*.pfm, frames_cleanpass/TEST/A/0000/left/0006.png", _things),
     "hd1k": ("hd1k_flow_gt/flow_occ/000000_0010.png, hd1k_input/image_2/000000_0010.png", _hd1k),
 }
-"""What each consists of, below its own folder, and the function that lists its pairs."""
-TESTING = {
-    "sintel": "test/clean/SCENE/frame_0001.png",
-    "kitti2012": "testing/colored_0/000000_10.png (or image_0)",
-    "kitti2015": "testing/image_2/000000_10.png",
+"""How the files with true flow lie, and what lists them."""
+TESTING: dict[str, tuple[str, Finder]] = {
+    "sintel": ("test/clean/SCENE/frame_0001.png", _sintel_testing),
+    "kitti2012": (
+        "testing/colored_0/000000_10.png (or image_0)",
+        partial(_kitti_testing, folders=("colored_0", "image_0")),
+    ),
+    "kitti2015": ("testing/image_2/000000_10.png", partial(_kitti_testing, folders=("image_2",))),
 }
-"""Those with a part whose truth is kept secret, and where its frames lie."""
+"""The same of those with a part whose truth is kept secret."""
 
 
 def find_benchmark(
@@ -1078,19 +1089,19 @@ def find_benchmark(
         ValueError: several benchmarks lie there, and none was named.
     """
     root = Path(root)
+    known = BENCHMARKS if split == "training" else TESTING
+    if name and name not in known:
+        raise ValueError(f"there is no {split} part of {name}; {', '.join(known)} have one")
+    wanted = {name: known[name]} if name else known
     found: dict[str, list[FlowFiles]] = {}
     for place in _places(root):
-        for each in [name] if name else BENCHMARKS:
-            if each not in found:
-                pairs = list(BENCHMARKS[each][1](place, split))
-                if pairs:
-                    found[each] = pairs
+        for each, (_, finder) in wanted.items():
+            pairs = [] if each in found else list(finder(place))
+            if pairs:
+                found[each] = pairs
     if not found:
-        layouts = {each: layout for each, (layout, _) in BENCHMARKS.items()} if split == "training" else TESTING
-        if name and name not in layouts:
-            raise ValueError(f"there is no testing part of {name}; {', '.join(layouts)} have one")
-        expected = layouts[name] if name else "; or ".join(layouts.values())
         what = ("true flow" if split == "training" else "testing part") + (f" of {name}" if name else "")
+        expected = "; or ".join(layout for layout, _ in wanted.values())
         raise FileNotFoundError(f"{root}: no {what} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
@@ -1103,9 +1114,9 @@ def find_benchmark(
         (lost if missing else whole).append(pair)
     if not whole:
         raise FileNotFoundError(f"{lost[0].image_1}: missing, as all frames of {name}; unpack them beside the flow")
-    notes = (
-        [f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {lost[0].image_1}"] if lost else []
-    )
+    notes = []
+    if lost:
+        notes.append(f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {lost[0].image_1}")
     return name, whole, notes
 
 

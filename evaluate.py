@@ -614,7 +614,8 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
     for group in dict.fromkeys(scene["group"] for scene in scenes):
         members = [scene for scene in scenes if scene["group"] == group]
         groups[group or "all"] = {name: summarise(members, name) for name in methods}
-        print(f"Flow on {source}{', ' if group else ''}{group}: {len(members)} pair{'s'[: len(members) > 1]}\n")
+        title = f"{source}, {group}" if group else source
+        print(f"Flow on {title}: {len(members)} {'pair' if len(members) == 1 else 'pairs'}\n")
         print(table(groups[group or "all"], by_object=benchmark.startswith("kitti")) + "\n")
     if config.data_root is not None and len(scenes) <= 20:
         print(f"{'EPE [px], all':24}" + "".join(f"{name:>12}" for name in methods))
@@ -676,6 +677,7 @@ def flow_to_submit(method: FlowMethod, config: FlowConfig) -> None:
 
 
 def picture_name(pair: Pair | FlowFiles) -> str:
+    """The name of a pair's figure, with its group, without folders."""
     return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
 
 

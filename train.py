@@ -791,8 +791,8 @@ def train(config: Config) -> None:
     learn_flow, learn_content = config.task != "vicreg", learns_content(config)
     videos, video_transform = open_videos(config, main) if learn_flow else (None, None)
     images, image_transform = open_images(config) if learn_content else (None, None)
-    embedded = [] if config.data_root else ["--video-dir"] * (learn_flow and config.video_dir is None)
-    embedded += [] if config.data_root else ["--image-dir"] * (learn_content and config.image_dir is None)
+    sources = (("--video-dir", learn_flow, config.video_dir), ("--image-dir", learn_content, config.image_dir))
+    embedded = [flag for flag, learns, folder in sources if learns and not (folder or config.data_root)]
     if main and embedded:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
 
