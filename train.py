@@ -12,14 +12,10 @@ The first word may name a preset (paper, pocket); every flag overrides it. A run
 checkpoint.pt, config.json, environment.json, metrics.jsonl, tensorboard/ and pictures/.
 """
 
-import json
 import math
 import os
-import platform
 import random
 import re
-import shutil
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -30,15 +26,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 import tyro
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from data import (
     VIDEO_SETS,
@@ -56,7 +49,17 @@ from data import (
     find_video_set,
     make_loader,
 )
-from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, replacing, shapes_pairs, write_picture
+from evaluate import (
+    UNSEEN_SEED,
+    Log,
+    as_json,
+    environment,
+    evaluate_flow_on_shapes,
+    flow_figure,
+    one_line,
+    save_checkpoint,
+    shapes_pairs,
+)
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
 
 IMAGENET_SIZE = 1_281_167
@@ -250,11 +253,6 @@ def read_config(arguments: list[str]) -> Config:
     if config.strategy in ("frozen", "finetune") and config.init and not flow_start_given:
         config = replace(config, flow_start_epoch=0.0)
     return config
-
-
-def as_json(config: Config) -> dict:
-    """The configuration in JSON's own types, as it stands in checkpoints and config.json."""
-    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def check(config: Config, world: int) -> None:
@@ -481,86 +479,6 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return leaves
 
 
-def environment(world: int, device: torch.device) -> dict:
-    """What the numbers of a run may depend on besides its configuration."""
-    commit = None
-    if shutil.which("git"):
-        describe = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": commit or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": world,
-    }
-
-
-class Log:
-    """Where the numbers and pictures of a run go; silent on every process but the first."""
-
-    def __init__(self, config: Config, start: int, total: int, main: bool) -> None:
-        self.main, self.folder = main, config.output_dir
-        if not main:
-            return
-        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
-        self.metrics = self.folder / "metrics.jsonl"
-        if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
-            lines = self.metrics.read_text().splitlines(True)
-            if lines and not lines[-1].endswith("\n"):  # the machine stopped while it was written
-                lines.pop()
-            with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
-        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def record(self, name: str, content: dict) -> None:
-        """A JSON file of the run's folder."""
-        if self.main:
-            with replacing(self.folder / f"{name}.json") as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
-        if self.main:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps({"step": step} | numbers) + "\n")
-            for name, value in numbers.items():
-                self.writer.add_scalar(name, value, step)
-
-    def picture_path(self, epoch: int) -> Path:
-        """Where the picture of an epoch lies, the last thing that the epoch leaves."""
-        return self.folder / "pictures" / f"epoch_{epoch:03d}.png"
-
-    def picture(self, epoch: int, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
-        """A PNG in pictures/, and the same to TensorBoard."""
-        if self.main:
-            write_picture(self.picture_path(epoch), image)
-            self.writer.add_image("flow", image, step)
-
-    def advance(self, steps: int = 1, text: str | None = None) -> None:
-        """Moves the progress bar, and sets what stands behind it."""
-        if self.main:
-            self.bar.update(steps)
-            if text:
-                self.bar.set_postfix_str(text)
-
-    def say(self, line: str) -> None:
-        """A line above the progress bar."""
-        if self.main:
-            self.bar.write(line)
-
-    def close(self) -> None:
-        if self.main:
-            self.bar.close()
-            self.writer.close()
-
-
 class Plan(NamedTuple):
     """What is learned at which step, counted from the beginning of a run."""
 
@@ -647,12 +565,7 @@ def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimi
         "random": random_states(),
         "config": as_json(config),
     }
-    path = config.output_dir / "checkpoint.pt"
-    with replacing(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise OSError(f"{path}: cannot be written; is the disk full? The last one is kept") from error
+    save_checkpoint(config.output_dir / "checkpoint.pt", state)
 
 
 def take_step(
@@ -811,10 +724,10 @@ def train(config: Config) -> None:
         if device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    with closing(Log(config, start, plan.last, main)) as log:
+    with closing(Log(config.output_dir, start, plan.last, main)) as log:
         if start < plan.last:  # else there is nothing to do, and the record stays that of the steps done
             log.record("config", as_json(config))
-            log.record("environment", environment(world, device))
+            log.record("environment", environment(device, world))
 
         def batches(dataset, transform, batch, position):
             """From `position`, counted in steps, on: a run can stop and go on anywhere."""
@@ -874,8 +787,8 @@ def train(config: Config) -> None:
                 since, seen = time.perf_counter(), (flow_steps, content_steps)
     if main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
-        if learn_flow:
-            print(f"measure it: python evaluate.py flow --model {config.output_dir / 'checkpoint.pt'}")
+        measure = "flow" if learn_flow else "segmentation"
+        print(f"measure it: python evaluate.py {measure} --model {config.output_dir / 'checkpoint.pt'}")
     if world > 1:
         dist.destroy_process_group()
 
@@ -891,10 +804,7 @@ def main() -> None:
             # What fails before the processes meet fails in all of a machine: its first tells, then torchrun ends them.
             time.sleep(30)
             sys.exit(1)
-        # An error of a loader's worker process comes with that worker's traceback: its last line says what happened.
-        line = str(error).strip().splitlines()[-1]
-        line = line.removeprefix("ValueError: ").removeprefix("FileNotFoundError: ")
-        sys.exit(f"error: {line}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":

@@ -16,5 +16,6 @@ timeout 240 python3 train.py "${common[@]}" --steps-per-epoch 60 --crop 192 256 
   --video-dir /tmp/data/davis --image-dir /tmp/data/train --output-dir /tmp/real || [ $? -eq 124 ]
 for run in shapes real; do
   python3 evaluate.py flow --model /tmp/$run/checkpoint.pt --data-root /tmp/data/Middlebury --output-dir /tmp/$run/middlebury
-  tar --exclude=checkpoint.pt -czf "$out/$run.tar.gz" -C /tmp "$run"
+  python3 evaluate.py table1 --model /tmp/$run/checkpoint.pt --workers 8 --output-dir /tmp/$run/table1
+  tar --exclude="checkpoint.pt" -czf "$out/$run.tar.gz" -C /tmp "$run"
 done

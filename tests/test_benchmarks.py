@@ -444,7 +444,9 @@ def test_the_untrained_network_of_the_default_size_gets_a_row(tmp_path, typed):
 def test_the_untrained_network_is_always_the_same(tmp_path, typed, monkeypatch):
     small = ModelConfig(encoder="pwc", estimator_factor=0.1, expander=(4,))
     asked = []
-    monkeypatch.setattr(evaluate, "MCJEPA", lambda **options: asked.append(options) or MCJEPA(small, **options))
+    monkeypatch.setattr(
+        evaluate, "MCJEPA", lambda *given, **options: asked.append((*given, options)) or MCJEPA(small, **options)
+    )
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -453,7 +455,7 @@ def test_the_untrained_network_is_always_the_same(tmp_path, typed, monkeypatch):
         assert code == 0, err
         found.append(report_of(tmp_path)["scenes"][0]["random"]["epe"]["all"])
     assert found[0] == found[1]
-    assert asked == 2 * [{"task": "mjepa"}]  # the default architecture
+    assert asked == 2 * [(ModelConfig(), {"task": "mjepa"})]  # the default architecture
 
 
 # -------------------------------------------------------------------------------------------- what the method sees

@@ -98,6 +98,26 @@ def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
     assert torch.equal(item["instances"] == 0, item["classes"] == 0)
 
 
+def test_with_looks_by_class_all_shapes_of_a_class_have_one_look_and_nothing_else_changes():
+    """The mean colour over many pixels of a class is the same in other scenes, and differs from class to class."""
+    means = {}
+    for index in range(40):
+        alike = MovingShapes(brightness=0.0, looks_by_class=True, max_shapes=8)[index]
+        plain = MovingShapes(brightness=0.0, max_shapes=8)[index]
+        assert torch.equal(alike["classes"], plain["classes"]) and torch.equal(
+            alike["flow_forward"], plain["flow_forward"]
+        )
+        assert not torch.equal(alike["images"], plain["images"])
+        for label in alike["classes"][0].unique().tolist():
+            mask = alike["classes"][0] == label
+            if mask.sum() > 1500:
+                means.setdefault(label, []).append(alike["images"][0][:, mask].mean(dim=1))
+    spread = torch.stack([torch.stack(each).std(dim=0).max() for each in means.values() if len(each) > 1])
+    centres = torch.stack([torch.stack(each).mean(dim=0) for each in means.values()])
+    assert len(means) == 9 and spread.mean() < 0.06
+    assert torch.pdist(centres).min() > spread.mean()
+
+
 def test_warping_the_other_frame_by_the_flow_gives_the_frame_back_where_visible():
     shapes = MovingShapes(frames=3, brightness=0.0)
     still, warped = [], []
