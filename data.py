@@ -1419,10 +1419,13 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
     """
     wanted = {name: LABEL_SETS[name]} if name else LABEL_SETS
     found: dict[str, list[tuple[Path, Path]]] = {}
+    copies = []
     for place in _places(Path(root)):
         for each, label_set in wanted.items():
-            pairs = [] if each in found else list(label_set.pairs(place, split))
-            if pairs:
+            if each in found:
+                with suppress(FileNotFoundError):  # what is wrong with a copy does not matter
+                    copies += [place] * any(label_set.pairs(place, split))
+            elif pairs := list(label_set.pairs(place, split)):
                 found[each] = pairs
     if not found:
         expected = "; or ".join(each.layout for each in wanted.values())
@@ -1433,7 +1436,7 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
     for path in (path for pair in pairs for path in pair):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; unpack {LABEL_SETS[name].title} again")
-    label_set, notes = LABEL_SETS[name], []
+    label_set, notes = LABEL_SETS[name], [f"{place}: another copy, not used" for place in copies]
     if name == "voc" and split == "train" and len(pairs) < 10_582:
         notes.append(f"{len(pairs)} training images; with the augmented set there are 10,582")
     return name, LabelledImages(pairs, label_set.tables, label_set.classes, label_set.colours, notes)
@@ -1452,7 +1455,11 @@ class MaskedVideo(NamedTuple):
 
 
 def find_masked_videos(
-    root: Path, split: str = "val", year: Literal["2016", "2017"] | None = None, resolution: str | None = None
+    root: Path,
+    split: str = "val",
+    year: Literal["2016", "2017"] | None = None,
+    resolution: str | None = None,
+    sequences: Sequence[str] = (),
 ) -> tuple[list[MaskedVideo], list[str]]:
     """The videos of DAVIS 2016 or 2017 in `root` or up to two folders deeper, and lines to be told with the results.
 
@@ -1463,11 +1470,12 @@ def find_masked_videos(
         split: the list to take.
         year: whose list; by default that of 2017, if it is there.
         resolution: the folder below JPEGImages; by default 480p, or the only one.
+        sequences: only these of them.
 
     Raises:
         FileNotFoundError: no such folder, data set, resolution, list or frames, a mask without its frame, or a sequence
             without the mask of its first frame.
-        ValueError: DAVIS lies in several folders.
+        ValueError: DAVIS lies in several folders, has no such sequence, or a frame twice.
     """
 
     def resolutions_of(place: Path) -> list[str]:
@@ -1501,7 +1509,7 @@ def find_masked_videos(
         raise NotThere(f"{lists[0]}: missing; this is DAVIS 2016, whose lists lie in ImageSets/{wanted}")
     if listed:
         # DAVIS 2016 lists files, DAVIS 2017 sequences.
-        firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+        firsts = [line.split()[0] for line in listed.read_text(errors="replace").splitlines() if line.strip()]
         names = list(dict.fromkeys(Path(first).parent.name or first for first in firsts))
         notes = []
     elif any((home / "ImageSets").glob("*/*.txt")):
@@ -1509,8 +1517,11 @@ def find_masked_videos(
     else:
         names = [folder.name for folder in _subfolders(home / "JPEGImages" / wanted)]
         notes = [f"no {lists[0].relative_to(home)}: all {len(names)} sequences"]
+    unknown = sorted(set(sequences) - set(names))
+    if unknown:
+        raise ValueError(f"--sequences: there is no {', '.join(unknown)} in {root} (--split {split})")
     videos = []
-    for name in names:
+    for name in [name for name in names if not sequences or name in sequences]:
         folders = [home / kind / wanted / name for kind in ("JPEGImages", "Annotations")]
         frames = [path for path in find_files(folders[0], IMG_EXTENSIONS) if path.parent == folders[0]]
         masks = [folders[1] / f"{frame.stem}.png" for frame in frames]
@@ -1519,6 +1530,9 @@ def find_masked_videos(
         lost = {mask.stem for mask in _glob(folders[1], "*.png")} - {frame.stem for frame in frames}
         if lost:
             raise FileNotFoundError(f"{folders[0] / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
+        twice = [later for frame, later in pairwise(frames) if frame.stem == later.stem]
+        if twice:
+            raise ValueError(f"{twice[0]}: this frame is there twice, with two endings; remove one")
         if not masks[0].is_file():
             raise FileNotFoundError(f"{masks[0]}: missing; a sequence needs the mask of its first frame")
         videos.append(MaskedVideo(name, frames, [mask if mask.is_file() else None for mask in masks]))

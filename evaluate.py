@@ -84,6 +84,8 @@ from mcjepa import (
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
+LARGEST = 8192
+"""The largest height or width in pixels that images are brought to; more is a slip of the hand."""
 Mask = Bool[Tensor, "b 1 h w"] | Bool[Tensor, "b h w"]
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, h, w) in [0, 1] to the flow (1, 2, h, w) from the first to the second, in pixels."""
@@ -370,8 +372,10 @@ def at_size(method: FlowMethod, resize: str) -> FlowMethod:
     def estimate(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
         size = image_1.shape[-2:]
         inner = [new_size(length, axis) for axis, length in enumerate(size)]
-        if max(inner) > 8192:
-            raise ValueError(f"--resize {resize}: {inner[1]}x{inner[0]} px are too many; 8192 are allowed in a row")
+        if max(inner) > LARGEST:
+            raise ValueError(
+                f"--resize {resize}: {inner[1]}x{inner[0]} px are too many; {LARGEST} are allowed in a row"
+            )
         resized = [F.interpolate(image, inner, mode="bilinear", antialias=True) for image in (image_1, image_2)]
         return resize_flow(method(*resized), size)
 
@@ -645,8 +649,12 @@ class Log:
             lines = self.metrics.read_text().splitlines(True)
             if lines and not lines[-1].endswith("\n"):  # the machine stopped while it was written
                 lines.pop()
+            try:
+                kept = [line for line in lines if json.loads(line)["step"] <= start]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.metrics}: a line of it is damaged; mend or remove it") from error
             with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+                temporary.write_text("".join(kept))
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -1113,7 +1121,7 @@ class SegmentationConfig:
     steps: int | None = None
     """Of training (voc, cityscapes 40,000; ade20k 160,000; camvid 400; MovingShapes 300)."""
     warmup: int | None = None
-    """Steps until the learning rate is full (1,500; camvid 40; MovingShapes 30)."""
+    """Steps until the learning rate is full (1,500; camvid 40; MovingShapes 30; of fewer --steps a tenth at most)."""
     batch: int | None = None
     """Images in a step (16; camvid and MovingShapes 8)."""
     crop: int | None = None
@@ -1145,12 +1153,16 @@ def read_recipe(config: SegmentationConfig, name: str) -> Recipe:
     recipe = RECIPES[name]
     flags = {field: getattr(config, field) for field in recipe._fields}
     recipe = recipe._replace(**{field: value for field, value in flags.items() if value is not None})
+    if config.warmup is None:  # a short look would end before the learning rate is full
+        recipe = recipe._replace(warmup=min(recipe.warmup, recipe.steps // 10))
     positive = recipe._asdict() | {k: getattr(config, k) for k in ("shapes_count", "checkpoint_every")}
     for field, value in positive.items():
         if value <= 0 and field != "warmup":
             raise ValueError(f"--{field.replace('_', '-')} must be positive")
     if min(recipe.warmup, config.workers, config.pictures, config.weight_decay) < 0:
         raise ValueError("--warmup, --workers, --pictures and --weight-decay must be at least 0")
+    if max(recipe.crop, recipe.size) > LARGEST:
+        raise ValueError(f"--crop and --size can be {LARGEST} px at most")
     if recipe.batch == 1 and recipe.crop <= 64:
         raise ValueError(f"--batch 1 with --crop {recipe.crop}: batch norm needs more than one cell; enlarge either")
     if config.window_stride is not None and not 0 < config.window_stride <= recipe.crop:
@@ -1208,7 +1220,10 @@ def train_segmenter(
         # "data" says which data set; its folder may have moved.
         harmless = ("output_dir", "resume", "workers", "checkpoint_every", "pictures", "shapes_count")
         harmless += ("data_root", "benchmark", "window_stride", "model")
+        harmless += ("encoder",) if "weights" in settings else ()  # a file tells its own
         old = state["config"]
+        if not isinstance(old, dict) or isinstance(old.get("model"), dict):
+            raise ValueError(f"{path}: a checkpoint of train.py; give another --output-dir")
         differing = [k for k in sorted(old.keys() | settings) if k not in harmless and old.get(k) != settings.get(k)]
         if differing:
             told = "; ".join(f"{k}: {old.get(k)} there, {settings.get(k)} here" for k in differing)
@@ -1271,6 +1286,8 @@ def measure_segmentation(
             shown = F.interpolate(shown, size, mode="bilinear", antialias=True)
         stride = config.window_stride or max(recipe.crop * 2 // 3, 1)
         scores = sliding_scores(segmenter, shown, recipe.crop, stride)
+        if not scores.isfinite().all():
+            raise ValueError(f"image {index}: the scores are not finite; are the weights of --model, or of the head?")
         prediction = F.interpolate(scores, (h, w), mode="bilinear").argmax(dim=1)[0].cpu()
         confusion += count_confusion(truth, prediction, len(classes))
         if index < config.pictures:
@@ -1464,7 +1481,9 @@ def open_video(video: MaskedVideo, one_object: bool) -> ObjectVideo:
         if mask.shape != first.shape:
             raise ValueError(f"{video.masks[index]}: a mask of {_size(mask)}, but its video is {_size(first)}")
         if white:
-            return mask.clamp(max=1)
+            return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
+        if VOID not in numbers and set(mask.unique().tolist()) in ({VOID}, {0, VOID}):
+            raise ValueError(f"{video.masks[index]}: a white mask, but the first has numbers; save all in one way")
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
 
     return ObjectVideo(video.name, objects, frames, masks, [path.stem for path in video.frames])
@@ -1502,9 +1521,11 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
         size = [cell * config.stride for cell in cells]
         now = features(F.interpolate(frame, size, mode="bilinear", antialias=True))
         if index == 0 and config.standardise:
-            deviation, mean = torch.std_mean(now, dim=(1, 2), keepdim=True)
+            deviation, mean = torch.std_mean(now, dim=(1, 2), keepdim=True, correction=0)
+            # A channel that is all but dead in the first frame would outshout the others where it wakes.
+            deviation = deviation.clamp(min=max(0.01 * deviation.median().item(), 1e-6))
         if config.standardise:
-            now = (now - mean) / deviation.clamp(min=1e-6)
+            now = (now - mean) / deviation
         if index == 0:
             one_hot = (first[None] == numbers[:, None, None]).float()
             one_hot[0] = 1 - one_hot[1:].sum(dim=0)  # void is background here
@@ -1514,10 +1535,14 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
             continue
         known, their_labels = (torch.stack(x) for x in zip(beginning, *memory, strict=True))
         labels = propagate_labels(now, known, their_labels, config.radius, config.topk, config.temperature)
+        if not labels.isfinite().all():
+            raise ValueError(f"{video.name}: the features are not finite (or --temperature is too small)")
         memory.append((now, labels))
         soft = F.interpolate(labels[None].cpu(), (h, w), mode="bilinear")[0]
         least, most = (soft.flatten(1).amin(dim=1), soft.flatten(1).amax(dim=1))
-        soft = (soft - least[:, None, None]) / (most - least).clamp(min=1e-6)[:, None, None]
+        least, span = least[:, None, None], (most - least)[:, None, None]
+        # An object that is everywhere, or nowhere, has nothing to stretch.
+        soft = torch.where(span > 1e-6, (soft - least) / span, soft)
         yield numbers[soft.argmax(dim=0)]
 
 
@@ -1546,6 +1571,8 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         raise ValueError(
             "--stride, --topk, --temperature, --shapes-count, --shapes-size must be positive, --size at least --stride"
         )
+    if max(config.size or 0, config.shapes_size) > LARGEST:
+        raise ValueError(f"--size and --shapes-size can be {LARGEST} px at most")
     if min(config.context, config.radius, config.pictures) < 0 or config.shapes_frames < 3:
         raise ValueError("--context, --radius and --pictures are at least 0, --shapes-frames 3: the ends do not count")
     notes: list[str] = []
@@ -1554,35 +1581,28 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         videos = shapes_videos(count, config.shapes_frames, config.shapes_size)
     else:
         year = config.benchmark.removeprefix("davis") if config.benchmark else None
-        listed, notes = find_masked_videos(config.data_root, config.split, year, config.resolution)
-        unknown = set(config.sequences) - {video.name for video in listed}
-        if unknown:
-            raise ValueError(
-                f"--sequences: there is no {', '.join(sorted(unknown))} in {config.data_root} (--split {config.split})"
-            )
-        listed = [video for video in listed if not config.sequences or video.name in config.sequences]
+        listed, notes = find_masked_videos(config.data_root, config.split, year, config.resolution, config.sequences)
         source, count = f"{config.benchmark or 'DAVIS'} in {config.data_root}", len(listed)
         videos = (open_video(video, config.benchmark == "davis2016") for video in listed)
         config = replace(config, size=config.size or 480)
     features = feature_method(config.model, config.stride, config.encoder, config.seed)
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    sequences = {}
-    with tqdm(total=count, desc="video", unit="sequence", disable=None) as bar:
-        for place, video in enumerate(videos):
-            start = time.perf_counter()
-            predictions = [mask.cpu() for mask in follow_objects(video, features, config)]
-            seconds = (time.perf_counter() - start) / video.length
-            sequences[video.name] = measure_objects(video, predictions) | {"seconds": seconds}
-            if config.export:
-                for name, mask in zip(video.frame_names, predictions, strict=True):
-                    write_mask(config.export / video.name / f"{name}.png", mask)
-            if place < config.pictures:
-                write_picture(config.output_dir / f"{video.name}.png", objects_figure(video, predictions))
-                with writing_video(config.output_dir / f"{video.name}.mp4", 24.0) as write:
-                    for index, mask in enumerate(predictions):
-                        write(overlay(video.frames(index), mask))
-            bar.update()
-            bar.set_postfix_str(video.name)
+    sequences, failure = {}, None
+    try:
+        with tqdm(total=count, desc="video", unit="sequence", disable=None) as bar:
+            for place, video in enumerate(videos):
+                start = time.perf_counter()
+                predictions = [mask.cpu() for mask in follow_objects(video, features, config)]
+                seconds = (time.perf_counter() - start) / video.length
+                sequences[video.name] = measure_objects(video, predictions) | {"seconds": seconds}
+                write_masks(video, predictions, config, pictured=place < config.pictures)
+                bar.update()
+                bar.set_postfix_str(video.name)
+    except (ValueError, OSError) as error:
+        if not sequences:
+            raise
+        failure = error  # what was measured until then is not lost
+        notes = [*notes, f"stopped before the end: {one_line(error)}"]
     report = summarise_objects(sequences) | {
         "data": source,
         "notes": notes + [f"{name}: {each['note']}" for name, each in sequences.items() if each["note"]],
@@ -1595,9 +1615,25 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     if config.export:
         print(f"masks of {len(sequences)} sequences: {config.export}")
     print(f"numbers, pictures and videos: {config.output_dir}")
+    if failure:
+        raise failure
     if not report["mean"] and not config.export:
         raise ValueError(f"{source}: nothing to measure, see the notes; --export writes masks all the same")
     return report
+
+
+def write_masks(
+    video: ObjectVideo, predictions: list[UInt8[Tensor, "h w"]], config: VideoConfig, pictured: bool
+) -> None:
+    """The masks of a video for the benchmark's server, if --export is given; a figure and a video, if `pictured`."""
+    if config.export:
+        for name, mask in zip(video.frame_names, predictions, strict=True):
+            write_mask(config.export / video.name / f"{name}.png", mask)
+    if pictured:
+        write_picture(config.output_dir / f"{video.name}.png", objects_figure(video, predictions))
+        with writing_video(config.output_dir / f"{video.name}.mp4", 24.0) as write:
+            for index, mask in enumerate(predictions):
+                write(overlay(video.frames(index), mask))
 
 
 def measure_objects(video: ObjectVideo, predictions: list[UInt8[Tensor, "h w"]]) -> dict:
@@ -1606,19 +1642,23 @@ def measure_objects(video: ObjectVideo, predictions: list[UInt8[Tensor, "h w"]])
     Frames without a mask are left out, and so are void pixels and objects that the first mask does not have.
     """
     values = {number: {"J": [], "F": []} for number in video.objects}
-    missing, strangers = 0, set()
+    missing, empty, strangers = 0, 0, set()
     for index in range(1, video.length - 1):
         truth = video.masks(index)
         if truth is None:
             missing += 1
             continue
         counts = truth != VOID
+        if not counts.any():
+            empty += 1
+            continue
         strangers |= set(truth.unique().tolist()) - {0, VOID, *video.objects}
         for number, each in values.items():
             annotation, prediction = ((mask == number) & counts for mask in (truth, predictions[index]))
             each["J"].append(region_similarity(annotation, prediction))
             each["F"].append(contour_accuracy(annotation, prediction))
     notes = [f"frames without a mask: {missing}"] * bool(missing)
+    notes += [f"frames that are void everywhere: {empty}"] * bool(empty)
     notes += [f"objects {', '.join(map(str, sorted(strangers)))} not in the first mask"] * bool(strangers)
     objects = {}
     if values[video.objects[0]]["J"]:
@@ -1741,9 +1781,11 @@ class Table1Config:
 
 Numbers = dict[tuple[str, str], float]
 """By column, as in TABLE_COLUMNS."""
+Job = Callable[[], tuple[Numbers, list[str]]]
+"""Measures a part of the row; gives its numbers, and the notes that belong to them."""
 
 
-def table1_flow(config: Table1Config, benchmark: Literal["sintel", "kitti2015"] | None) -> Numbers:
+def table1_flow(config: Table1Config, benchmark: Literal["sintel", "kitti2015"] | None) -> tuple[Numbers, list[str]]:
     """End-point errors, each image counted alike; of MovingShapes zero flow's too."""
     folder = config.output_dir / f"flow_{benchmark or 'shapes'}"
     report = run_flow(FlowConfig(config.model, config.data_root, benchmark, output_dir=folder, encoder=config.encoder))
@@ -1753,13 +1795,17 @@ def table1_flow(config: Table1Config, benchmark: Literal["sintel", "kitti2015"] 
     }
     label = report["label"]
     if benchmark == "sintel":
-        return {(f"Sintel {group}", "EPE"): each[label] for group, each in errors.items()}
-    if benchmark == "kitti2015":
-        return {("KITTI 2015", "EPE"): errors["all"][label]}
-    return {("MovingShapes", "EPE"): errors["all"][label], ("MovingShapes", "zero EPE"): errors["all"]["zero"]}
+        numbers = {(f"Sintel {group}", "EPE"): each[label] for group, each in errors.items()}
+    elif benchmark == "kitti2015":
+        numbers = {("KITTI 2015", "EPE"): errors["all"][label]}
+    else:
+        numbers = {("MovingShapes", "EPE"): errors["all"][label], ("MovingShapes", "zero EPE"): errors["all"]["zero"]}
+    return numbers, report["notes"]
 
 
-def table1_segmentation(config: Table1Config, column: str, benchmark: str | None, finetune: bool) -> Numbers:
+def table1_segmentation(
+    config: Table1Config, column: str, benchmark: str | None, finetune: bool
+) -> tuple[Numbers, list[str]]:
     """mIoU in percent; a training that was stopped goes on."""
     kind = "tuned" if finetune else "frozen"
     folder = config.output_dir / f"segmentation_{benchmark or 'shapes'}_{kind}"
@@ -1773,20 +1819,21 @@ def table1_segmentation(config: Table1Config, column: str, benchmark: str | None
             resume=(folder / "checkpoint.pt").exists(),
             encoder=config.encoder,
             steps=config.steps,
-            warmup=None if config.steps is None else config.steps // 10,
             workers=config.workers,
         )
     )
-    return {(column, kind): 100 * report["miou"]}
+    return {(column, kind): 100 * report["miou"]}, report["notes"]
 
 
-def table1_video(config: Table1Config, column: str, benchmark: Literal["davis2017"] | None) -> Numbers:
+def table1_video(
+    config: Table1Config, column: str, benchmark: Literal["davis2017"] | None
+) -> tuple[Numbers, list[str]]:
     """J&F in percent."""
     folder = config.output_dir / f"video_{benchmark or 'shapes'}"
     report = run_video(
         VideoConfig(config.model, config.data_root, benchmark, output_dir=folder, encoder=config.encoder)
     )
-    return {(column, "J&F"): 100 * report["mean"]["J&F"]}
+    return {(column, "J&F"): 100 * report["mean"]["J&F"]}, report["notes"]
 
 
 def print_table1(measured: Numbers) -> None:
@@ -1805,16 +1852,18 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
     """One row of the paper's Table 1 for a model: optical flow, segmentation and video, beside the paper's rows."""
     if config.data_root is not None and not config.data_root.is_dir():
         raise FileNotFoundError(f"{config.data_root}: no such folder; check the path")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError("--steps must be positive")
     has_flow = feature_model(config.model, config.encoder).estimator is not None
     row = {"model": config.model, "encoder": config.encoder, "steps": config.steps} | fingerprint(config.model)
     if "weights" in row:
         del row["model"], row["encoder"]  # its content tells all
     path = config.output_dir / "row.json"
-    if path.exists() and json.loads(path.read_text()) != row:
+    if path.exists() and path.read_text() != json.dumps(row, indent=2) + "\n":
         raise ValueError(f"{config.output_dir} holds the row of another model or --steps: give another --output-dir")
     write_report(path, row)
 
-    jobs: list[tuple[str, Callable[[], Numbers]]] = []
+    jobs: list[tuple[str, Job]] = []
     embedded = config.data_root is None
     if has_flow:
         for benchmark in (None,) if embedded else ("sintel", "kitti2015"):
@@ -1833,10 +1882,12 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
     failures = []
     for name, job in jobs:  # what is not there, or broken, is told; the others are measured all the same
         try:
-            measured |= job()
+            numbers, told = job()
+            measured |= numbers
+            notes += [f"{name}: {note}" for note in told]
         except NotThere as error:
             notes.append(f"{name}: {error}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # the last: out of memory
             failures.append(f"{name}: {one_line(error)}")
     print_table1(measured)
     notes = list(dict.fromkeys(notes))  # frozen and fine-tuned miss the same data set

@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if min(a.height, a.width, a.stride, a.channels, a.context, a.repeats) < 1:
+        parser.error("sizes and repeats must be at least 1")
     sizes = [-(-a.height // a.stride), -(-a.width // a.stride), a.channels, a.context]
     if a.method:
         return run_once(a.method, sizes, a.save)
@@ -94,7 +96,7 @@ def main() -> None:
         for _ in range(a.repeats):
             for name in METHODS:
                 command = [sys.executable, *sys.argv, "--method", name, "--save", f"{folder}/{name}.npy"]
-                results[name].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+                results[name].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
         ours, plain = (np.load(f"{folder}/{name}.npy") for name in METHODS)
     print(
         f"{a.height} x {a.width} at stride {a.stride}, {a.channels} channels, {a.context} context frames, "

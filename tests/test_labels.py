@@ -5,6 +5,7 @@ Each test is named after its claim. No data set is needed: each is written small
 
 import json
 import random
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -1285,6 +1286,68 @@ def test_the_report_and_as_many_pictures_and_videos_as_are_wanted_are_written(be
 def run_quietly(**options) -> dict:
     with redirect_stdout(StringIO()):
         return run_video(VideoConfig(**{"model": "colour", "stride": 4, "size": 48, "pictures": 0} | options))
+
+
+def test_a_sequence_that_is_not_wanted_need_not_be_there(tmp_path):
+    write_three_sequences(tmp_path)
+    shutil.rmtree(tmp_path / "JPEGImages/480p/apples")
+    with pytest.raises(FileNotFoundError, match="apples"):
+        run_quietly(data_root=tmp_path, output_dir=tmp_path / "out")
+    report = run_quietly(data_root=tmp_path, output_dir=tmp_path / "out", sequences=("cars",))
+    assert list(report["sequences"]) == ["cars"]
+    with pytest.raises(ValueError, match="--sequences: there is no pears in .* \\(--split val\\)"):
+        run_quietly(data_root=tmp_path, output_dir=tmp_path / "out", sequences=("cars", "pears"))
+
+
+def test_what_was_measured_before_a_broken_file_is_written(tmp_path):
+    write_three_sequences(tmp_path)
+    cut_short(tmp_path / "Annotations/480p/bikes/00003.png")
+    with pytest.raises(ValueError, match="bikes/00003.png: not a readable image"), redirect_stdout(StringIO()):
+        run_video(VideoConfig("colour", tmp_path, output_dir=tmp_path / "out", stride=4, size=48, pictures=0))
+    report = json.loads((tmp_path / "out/video.json").read_text())
+    assert list(report["sequences"]) == ["cars", "apples"] and "stopped before the end" in report["notes"][-1]
+
+
+def test_a_frame_that_is_there_twice_is_told(tmp_path):
+    write_three_sequences(tmp_path)
+    shutil.copy(tmp_path / "JPEGImages/480p/cars/00001.jpg", tmp_path / "JPEGImages/480p/cars/00001.png")
+    with pytest.raises(ValueError, match="cars/00001.png: this frame is there twice"):
+        find_masked_videos(tmp_path)
+
+
+def test_white_masks_need_not_be_pure_and_do_not_mix_with_numbers(tmp_path):
+    boxes = [scene_of({1: (8, 8 + 2 * t, 16, 16)}) for t in range(4)]
+    grey = [255 * boxes[0], np.where(boxes[1], 250, 9).astype(np.uint8), boxes[2], 255 * boxes[3]]
+    write_painted(tmp_path / "a", "box", boxes, grey, noise=0)
+    (video,), _ = find_masked_videos(tmp_path / "a")
+    opened = open_video(video, one_object=False)
+    assert all(np.array_equal(opened.masks(t).numpy(), boxes[t]) for t in range(4))
+    write_painted(tmp_path / "b", "box", boxes, [boxes[0], 255 * boxes[1], *boxes[2:]], noise=0)
+    with pytest.raises(ValueError, match="box/00001.png: a white mask, but the first has numbers"):
+        run_quietly(data_root=tmp_path / "b", output_dir=tmp_path / "out")
+
+
+def test_a_frame_that_is_void_everywhere_does_not_count(tmp_path):
+    boxes = [scene_of({1: (8, 8 + 2 * t, 16, 16)}) for t in range(5)]
+    everywhere = np.full((H, W), 255, np.uint8)
+    write_painted(tmp_path, "box", boxes, [boxes[0], np.where(boxes[1], 1, 255), everywhere, *boxes[3:]], noise=0)
+    with pytest.raises(ValueError, match="a white mask, but the first has numbers"):
+        run_quietly(data_root=tmp_path, output_dir=tmp_path / "out")
+    (video,), _ = find_masked_videos(tmp_path)
+    opened = open_video(video, one_object=False)
+    masks = lambda t: torch.from_numpy(everywhere) if t == 2 else opened.masks(t)  # noqa: E731
+    measured = evaluate.measure_objects(opened._replace(masks=masks), [opened.masks(0)] * 5)
+    assert len(measured["objects"][1]["J"]["frames"]) == 2
+    assert measured["note"] == "frames that are void everywhere: 1"
+
+
+def test_a_second_copy_of_a_set_is_told(tmp_path):
+    for place in ("A", "B"):
+        for split in ("train", "val"):
+            write_image(tmp_path / place / split / "0.png", 12, 16)
+            write_ids(tmp_path / place / f"{split}annot" / "0.png", random_ids(0, [0, 1]))
+    _, labelled = find_labels(tmp_path, "camvid", "train")
+    assert labelled.notes == (f"{tmp_path / 'B'}: another copy, not used",) and len(labelled) == 1
 
 
 def test_an_object_that_leaves_counts_1_where_it_is_absent_and_is_found_when_it_returns(tmp_path):

@@ -572,11 +572,67 @@ def test_standardised_channels_have_mean_0_and_deviation_1_in_the_first_frame(mo
     list(follow_objects(moving_video([8]), features, VideoConfig("colour", standardise=True)))
     (now, known), plain = seen[0], features(moving_video([8]).frames(0)[None].float() / 255)
     torch.testing.assert_close(known[0].mean(dim=(1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(known[0].std(dim=(1, 2)), torch.ones(3))
+    torch.testing.assert_close(known[0].std(dim=(1, 2), correction=0), torch.ones(3))
     # The next frame by the numbers of the first.
-    mean, deviation = plain.mean(dim=(1, 2), keepdim=True), plain.std(dim=(1, 2), keepdim=True)
+    mean, deviation = plain.mean(dim=(1, 2), keepdim=True), plain.std(dim=(1, 2), keepdim=True, correction=0)
     later = features(moving_video([8]).frames(1)[None].float() / 255)
     torch.testing.assert_close(now, (later - mean) / deviation, atol=1e-4, rtol=1e-4)
+
+
+def test_a_channel_that_is_dead_in_the_first_frame_does_not_outshout_the_others(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate, "propagate_labels", lambda now, known, labels, *_: seen.append(now) or labels[0])
+    wakes = iter([torch.zeros(1, 8, 12), torch.full((1, 8, 12), 0.1)])
+
+    def features(image):
+        return torch.cat((F.avg_pool2d(image, 8)[0], next(wakes)))
+
+    list(follow_objects(moving_video([8]), features, VideoConfig("colour", standardise=True)))
+    assert seen[0][3].abs().max() < 200  # 0.1 over a hundredth of the median deviation, not over a millionth
+
+
+def test_an_object_that_fills_every_frame_keeps_it():
+    everywhere = torch.ones(64, 96, dtype=torch.uint8)
+    full = moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
+    assert all(torch.equal(m, everywhere) for m in follow_objects(full, feature_method("colour", 8), VideoConfig("x")))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_told_and_never_measured(bad):
+    poisoned = lambda image: F.avg_pool2d(image, 8)[0] * bad  # noqa: E731
+    with pytest.raises(ValueError, match="moving: the features are not finite"):
+        list(follow_objects(moving_video([8]), poisoned, VideoConfig("colour")))
+
+
+def test_scores_that_are_not_finite_are_told_and_never_measured(tmp_path):
+    flags = {"encoder": "pwc", "steps": 1, "batch": 2, "crop": 64, "size": 64, "shapes_count": 1}
+    config = SegmentationConfig("random", output_dir=tmp_path / "out", learning_rate=math.inf, **flags)
+    with pytest.raises(ValueError, match="image 0: the scores are not finite"):
+        run_segmentation(config)
+    assert not (tmp_path / "out" / "segmentation.json").exists()
+
+
+def test_a_shorter_training_has_a_shorter_warm_up():
+    assert evaluate.read_recipe(SegmentationConfig("random"), "voc").warmup == 1500
+    assert evaluate.read_recipe(SegmentationConfig("random", steps=300), "voc").warmup == 30
+    assert evaluate.read_recipe(SegmentationConfig("random", steps=300, warmup=200), "voc").warmup == 200
+
+
+@pytest.mark.parametrize("flag", ["crop", "size"])
+def test_a_size_that_is_a_slip_of_the_hand_is_told(flag):
+    with pytest.raises(ValueError, match="can be 8192 px at most"):
+        evaluate.read_recipe(SegmentationConfig("random", **{flag: 100_000_000}), "voc")
+    with pytest.raises(ValueError, match="can be 8192 px at most"):
+        run_video(VideoConfig("colour", size=100_000_000))
+
+
+def test_a_run_of_train_py_is_not_gone_on_with(tmp_path):
+    state = {"model": {}, "optimizer": {}, "step": 1, "config": {"model": {"encoder": "pwc"}, "loss": {}}}
+    (tmp_path / "out").mkdir()
+    torch.save(state, tmp_path / "out" / "checkpoint.pt")
+    config = SegmentationConfig("random", encoder="pwc", output_dir=tmp_path / "out", resume=True, size=64, crop=64)
+    with pytest.raises(ValueError, match="checkpoint.pt: a checkpoint of train.py; give another --output-dir"):
+        run_segmentation(config)
 
 
 @settings(max_examples=50, deadline=None)
@@ -623,16 +679,18 @@ def test_the_row_of_table_1_has_each_number_in_its_column_and_blanks_where_nothi
         if config.benchmark == "kitti2015":
             raise NotThere("no kitti here")
         assert config.encoder == "convnext_tiny"
-        return {"label": "random", "groups": {"clean": {"random": epe(1.5)}, "final": {"random": epe(2.5)}}}
+        groups = {"clean": {"random": epe(1.5)}, "final": {"random": epe(2.5)}}
+        return {"label": "random", "groups": groups, "notes": ["2 of 5 pairs left out"]}
 
     def segmentation(config):
         if config.benchmark == "cityscapes":
             raise NotThere("no cityscapes here")
-        return {"miou": {"voc": 0.25, "ade20k": 0.125}[config.benchmark] + 0.5 * config.finetune}
+        miou = {"voc": 0.25, "ade20k": 0.125}[config.benchmark] + 0.5 * config.finetune
+        return {"miou": miou, "notes": ["1464 training images"] * (config.benchmark == "voc")}
 
     monkeypatch.setattr(evaluate, "run_flow", flow)
     monkeypatch.setattr(evaluate, "run_segmentation", segmentation)
-    monkeypatch.setattr(evaluate, "run_video", lambda config: {"mean": {"J&F": 0.625}})
+    monkeypatch.setattr(evaluate, "run_video", lambda config: {"mean": {"J&F": 0.625}, "notes": ["no list"]})
     run_table1(Table1Config("random", data_root=tmp_path, output_dir=tmp_path / "out"))
     lines = capsys.readouterr().out.splitlines()
     ours = next(line for line in lines if line.startswith("ours")).split()[1:]
@@ -640,6 +698,10 @@ def test_the_row_of_table_1_has_each_number_in_its_column_and_blanks_where_nothi
     paper = next(line for line in lines if line.startswith("paper: MC-JEPA")).split()[2:]
     assert paper == ["2.81", "3.51", "2.67", "67.10", "79.90", "65.50", "78.40", "30.80", "44.20", "70.50"]
     assert "note: flow of kitti2015: no kitti here" in lines
+    # What a number was measured on stands beside it.
+    for note in ("flow of sintel: 2 of 5 pairs left out", "segmentation of VOC: 1464 training images"):
+        assert lines.count(f"note: {note}") == 1
+    assert "note: video of DAVIS 2017: no list" in lines
     measured = json.loads((tmp_path / "out" / "table1.json").read_text())["measured"]
     assert measured["DAVIS 2017 J&F"] == 62.5 and "KITTI 2015 EPE" not in measured
 
@@ -648,9 +710,12 @@ def test_what_is_broken_is_told_at_the_end_of_table_1_and_the_rest_is_measured(t
     def video(config):
         raise ValueError("00001.png: broken")
 
-    monkeypatch.setattr(evaluate, "run_segmentation", lambda config: {"miou": 0.5})
+    monkeypatch.setattr(evaluate, "run_segmentation", lambda config: {"miou": 0.5, "notes": []})
     monkeypatch.setattr(evaluate, "run_video", video)
     config = Table1Config("random", data_root=tmp_path, output_dir=tmp_path / "out", encoder="pwc")
+    with pytest.raises(ValueError, match="--steps must be positive"):  # before anything is written
+        run_table1(replace(config, steps=0))
+    assert not config.output_dir.exists()
     with pytest.raises(ValueError, match="video of DAVIS 2017: 00001.png: broken"):
         run_table1(config)
     lines = capsys.readouterr().out.splitlines()
@@ -665,7 +730,7 @@ def test_what_is_broken_is_told_at_the_end_of_table_1_and_the_rest_is_measured(t
 
 def test_a_folder_takes_the_row_of_one_model_only(tmp_path, monkeypatch):
     for name in ("flow", "segmentation", "video"):
-        monkeypatch.setattr(evaluate, f"table1_{name}", lambda *_: {("VOC", "frozen"): 1.0})
+        monkeypatch.setattr(evaluate, f"table1_{name}", lambda *_: ({("VOC", "frozen"): 1.0}, []))
     config = Table1Config("random", encoder="pwc", output_dir=tmp_path / "out")
     run_table1(config)
     run_table1(config)  # again
@@ -681,7 +746,9 @@ def test_a_backbone_without_an_estimator_has_no_flow_in_its_row(tmp_path, monkey
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
     asked = []
     for name in ("flow", "segmentation", "video"):
-        monkeypatch.setattr(evaluate, f"table1_{name}", lambda *_, name=name: asked.append(name) or {("x", "y"): 1.0})
+        monkeypatch.setattr(
+            evaluate, f"table1_{name}", lambda *_, name=name: asked.append(name) or ({("x", "y"): 1.0}, [])
+        )
     run_table1(Table1Config(str(tmp_path / "resnet50.pth"), output_dir=tmp_path / "out"))
     assert asked == ["segmentation", "segmentation", "video"]
     assert "note: no flow: this model has no estimator" in capsys.readouterr().out
