@@ -15,7 +15,8 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
@@ -26,13 +27,13 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -266,6 +267,9 @@ class MovingShapes(Dataset):
             "classes": torch.from_numpy(scene.classes[labels]),
         }
 
+    def name(self, index: int) -> str:
+        return f"MovingShapes {index} of seed {self.seed}"
+
     def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
         """The first `count` frames alone, at half the cost of an item."""
         scene = self._scene(index)
@@ -425,32 +429,71 @@ def _glob(root: Path, pattern: str) -> list[Path]:
 def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
     """Every file below `root` with one of the extensions, in natural order. Hidden files and __MACOSX are left out.
 
-    FileNotFoundError if root does not exist.
+    FileNotFoundError if root does not exist; OSError for a folder that may not be read.
     """
     root = Path(root)
     if root.is_file():
         return [root] if root.suffix.lower() in extensions else []
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; check the path")
+
+    def leads_back(path: Path) -> bool:
+        """Whether it is a link to a folder that it lies in: a walk would never end."""
+        return path.is_symlink() and path.resolve() in {parent.resolve() for parent in path.parents}
+
+    def fail(error: OSError) -> None:
+        raise OSError(f"{error.filename}: this folder cannot be read ({error.strerror}); mend it or move it away")
+
     found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not _is_hidden(name) and not leads_back(Path(folder, name))]
         found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not _is_hidden(n)]
     return sorted(found, key=lambda path: (natural_key(path), path))
 
 
-def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """An image file as RGB. ValueError that names the file if it cannot be read."""
+class BadFile(ValueError):
+    """A file that cannot be used, by its name and the reason. `make_loader` can go on without a few of them."""
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, opened by Pillow and safe to decode.
+
+    BadFile if it is no image, is cut short, or tells a size that so small a file cannot hold.
+    """
     try:
-        return F.pil_to_tensor(pil_loader(str(path)))
+        with Image.open(path) as image:
+            # Deflate packs 1032 bytes into one at the best, and a byte holds 8 pixels at the most. WebP and AVIF may
+            # pack better: they have Pillow's own limit (179 million pixels), as all formats have.
+            most = os.path.getsize(path) * 1032 * (8 if image.mode in ("1", "L", "P") else 1)
+            if image.width * image.height > most and image.format not in ("WEBP", "AVIF"):
+                raise ValueError(f"{image.width}x{image.height} pixels cannot lie in it")
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image; replace or remove it") from error
+        told = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise BadFile(f"{path}: not a readable image{told}; replace or remove it") from error
+
+
+def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
+    """An image file as RGB, upright (by its EXIF orientation), 16 bits brought to 8, transparency left out.
+
+    BadFile if it cannot be read.
+    """
+    with open_image(path) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "F":
+            raise ValueError("pixels of floating point, whose range is not known")
+        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut off what is beyond 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if "transparency" in image.info:  # straight to RGB, Pillow warns
+            image = image.convert("RGBA")
+        return F.pil_to_tensor(image.convert("RGB"))
 
 
 class ImageFiles(Dataset):
     """Every image below a folder, in natural order, as uint8 (3, h, w) RGB.
 
-    FileNotFoundError if the folder is missing or holds no image; ValueError on reading a broken one.
+    FileNotFoundError if the folder is missing or holds no image; BadFile on reading a broken one.
     """
 
     def __init__(self, root: str | Path):
@@ -464,6 +507,13 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return load_image(self.paths[index])
 
+    @property
+    def file_count(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
 
 @lru_cache(maxsize=2)
 def _open_video(path: Path, process: int) -> cv2.VideoCapture:
@@ -473,7 +523,7 @@ def _open_video(path: Path, process: int) -> cv2.VideoCapture:
 
 @lru_cache(maxsize=4)  # a frame is in two pairs or more
 def _video_frame(path: Path, index: int) -> Tensor:
-    """A frame of a video file, uint8 (3, h, w) RGB. ValueError that names the file if it cannot be decoded."""
+    """A frame of a video file, uint8 (3, h, w) RGB. BadFile if it cannot be decoded."""
     video = _open_video(path, os.getpid())
     ahead = index - int(video.get(cv2.CAP_PROP_POS_FRAMES))
     if not 0 <= ahead < 10:  # seeking costs more than reading on: it starts at the last key frame
@@ -483,7 +533,7 @@ def _video_frame(path: Path, index: int) -> Tensor:
         video.grab()
     readable, frame = video.read()
     if not readable:
-        raise ValueError(f"{path}: frame {index} cannot be decoded; convert the video, or use its frames as a folder")
+        raise BadFile(f"{path}: frame {index} cannot be decoded; convert the video, or use its frames as a folder")
     return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
 
 
@@ -514,8 +564,8 @@ class Clip(NamedTuple):
 class FramePairs(Dataset):
     """Pairs of frames (i, i + stride) of clips, each uint8 (3, h, w) RGB.
 
-    `transform` takes the two images and returns the item. ValueError for a clip too short for a stride, and on reading
-    a broken image or frames of different sizes; what the transform has to say comes with the names of the frames.
+    `transform` takes the two images and returns the item. ValueError for a clip too short for a stride; BadFile on
+    reading a broken image or frames of different sizes, and for what the transform has to say of two frames.
     """
 
     def __init__(
@@ -539,6 +589,20 @@ class FramePairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def file_count(self) -> int:
+        """Of frames, also of those in a video file."""
+        return sum(len(clip.frames) for clip in self.clips)
+
+    def name(self, index: int) -> str:
+        """The clip and its two frames."""
+        number, *places = self.pairs[index]
+        clip = self.clips[number]
+        first, second = (
+            frame.name if isinstance(frame, Path) else frame for frame in map(clip.frames.__getitem__, places)
+        )
+        return f"{clip.path}, frames {first} and {second}"
+
     def __getitem__(self, index: int) -> Any:
         """(image_1, image_2), or what the transform makes of them."""
         number, *places = self.pairs[index]
@@ -550,7 +614,7 @@ class FramePairs(Dataset):
             images = [load_image(frame) for frame in frames]
         if images[0].shape != images[1].shape:
             (h1, w1), (h2, w2) = (image.shape[1:] for image in images)
-            raise ValueError(
+            raise BadFile(
                 f"{frames[1]}: {w2}x{h2} pixels, but {frames[0].name} of the same clip has {w1}x{h1}; "
                 "frames of a clip need one size, put others into a folder of their own"
             )
@@ -559,8 +623,7 @@ class FramePairs(Dataset):
         try:
             return self.transform(*images)
         except ValueError as error:  # it does not know which frames it has before it
-            first, second = (frame.name if isinstance(frame, Path) else frame for frame in frames)
-            raise ValueError(f"{clip.path}, frames {first} and {second}: {error}") from error
+            raise BadFile(f"{self.name(index)}: {error}") from error
 
 
 class VideoPairs(FramePairs):
@@ -826,12 +889,25 @@ class Mix(Dataset):
         """Of a pass, with its repeats."""
         return sum(self.lengths.values())
 
-    def __getitem__(self, index: int) -> Any:
+    def _find(self, index: int) -> tuple[Dataset, int]:
+        """The set that an item is of, and its place there."""
         for name, part in self.parts.items():
             if index < self.lengths[name]:
-                return part[index % len(part)]
+                return part, index % len(part)
             index -= self.lengths[name]
         raise IndexError("beyond the end of the mix")
+
+    def __getitem__(self, index: int) -> Any:
+        part, place = self._find(index)
+        return part[place]
+
+    @property
+    def file_count(self) -> int:
+        return sum(part.file_count for part in self.parts.values())
+
+    def name(self, index: int) -> str:
+        part, place = self._find(index)
+        return part.name(place)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The indices of a pass, shuffled: each set comes at an even rate, and wholly before any of it comes again."""
@@ -849,7 +925,7 @@ class ImageNet(ImageFolder):
     there in train/ (as torchvision unpacks it), Data/CLS-LOC/train/ (the archive of Kaggle) or directly; or so in
     `root` itself, whatever its name.
 
-    FileNotFoundError if there is none, or a class is empty; ValueError on reading a broken image.
+    FileNotFoundError if there is none, or a class is empty; BadFile on reading a broken image.
     """
 
     def __init__(self, root: str | Path):
@@ -877,6 +953,13 @@ class ImageNet(ImageFolder):
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return super().__getitem__(index)[0]
+
+    @property
+    def file_count(self) -> int:
+        return len(self)
+
+    def name(self, index: int) -> str:
+        return self.samples[index][0]
 
 
 # ------------------------------------------------------------------------------------------------------- true flow
@@ -1163,11 +1246,8 @@ def read_ids(path: Path, coloured: bool = True) -> UInt8[Tensor, "h w"]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image of labels")
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.array(image.convert("RGB") if image.mode == "RGBA" else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image of labels; replace it") from error
+    with open_image(path) as image:
+        mode, values = image.mode, np.array(image.convert("RGB") if image.mode == "RGBA" else image)
     if mode in ("RGB", "RGBA"):
         packed, colours = (x.astype(np.int64) @ (1 << 16, 1 << 8, 1) for x in (values, PALETTE))
         if set(np.unique(packed)) <= {0, 0xFFFFFF}:
@@ -1751,17 +1831,19 @@ class ShardedStream(Sampler):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.order = order or (lambda rng: rng.permutation(length))
+        self.order_of_pass = lru_cache(maxsize=1)(lambda number: self.order(np.random.default_rng((seed, number))))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        first = (self.start_step * self.world_size + self.rank) * self.batch_size
-        shown = None
+        step = self.start_step
         while True:
-            for position in range(first, first + self.batch_size):
-                if position // self.length != shown:
-                    shown = position // self.length
-                    order = self.order(np.random.default_rng((self.seed, shown)))
-                yield position, int(order[position % self.length])
-            first += self.world_size * self.batch_size
+            yield from self.step(step)
+            step += 1
+
+    def step(self, number: int) -> Iterator[tuple[int, int]]:
+        """What this process takes in that step."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        for position in range(first, first + self.batch_size):
+            yield position, int(self.order_of_pass(position // self.length)[position % self.length])
 
 
 @contextmanager
@@ -1802,9 +1884,47 @@ class Seeded(Dataset):
             return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
 
 
-def _one_thread(worker: int) -> None:
+class Forgiving(Seeded):
+    """`Seeded`, but that the next item takes the place of one that cannot be read; gives (item, what was wrong).
+
+    Raises:
+        ValueError: more items in a row than `allowed` cannot be read.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Callable[..., Any] | None, seed: int, allowed: int):
+        super().__init__(dataset, transform, seed)
+        self.allowed = allowed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
+        (position, index), faults = key, []
+        while True:
+            try:
+                return super().__getitem__((position, index)), faults
+            except BadFile as error:
+                faults.append(str(error))
+                if len(set(faults)) > self.allowed:
+                    raise ValueError(too_many(faults, self.allowed, self.dataset.file_count)) from error
+                index = (index + 1) % len(self)
+
+
+def too_many(faults: Collection[str], allowed: int, files: int) -> str:
+    """The sentence that ends a run."""
+    return (
+        f"{len(faults)} of {files} files cannot be used, and --bad-files allows {allowed}; mend or remove them, or "
+        f"allow more. One of them: {next(iter(faults))}"
+    )
+
+
+def _collate(items: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
+    return default_collate([item for item, _ in items]), [fault for _, faults in items for fault in faults]
+
+
+def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # Schedulers and Ctrl-C signal every process of a job. The training process decides; its workers end with it.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def make_loader(
@@ -1816,19 +1936,26 @@ def make_loader(
     world_size: int = 1,
     start_step: int = 0,
     workers: int = 0,
+    allowed: int | None = None,
 ) -> DataLoader:
     """An endless loader of this process's batches of `batch_size`, from step `start_step` on.
 
     The same seed gives the same batches whatever the number of workers; the caller's random states stay untouched.
+
+    Args:
+        allowed: so many files may be bad: the next item takes the place of one, and a batch becomes (batch, sentences
+            on what was wrong). None: a bad file is an error.
     """
     order = getattr(dataset, "order", None)  # a Mix has its own
+    forgiving = allowed is not None
     return DataLoader(
-        Seeded(dataset, transform, seed),
+        Forgiving(dataset, transform, seed, allowed) if forgiving else Seeded(dataset, transform, seed),
         batch_size=batch_size,
+        collate_fn=_collate if forgiving else None,
         sampler=ShardedStream(len(dataset), batch_size, seed, rank, world_size, start_step, order),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
     )

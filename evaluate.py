@@ -30,7 +30,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -540,21 +540,45 @@ def _to_numpy(image: UInt8[Tensor, "3 h w"]) -> np.ndarray:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
+def cannot_write(path: Path, reason: str | None = None) -> OSError:
+    """The error of a file that could not be written, with what to do."""
+    if not path.parent.is_dir():
+        remedy = "its folder has vanished: bring it back, or name another"
+    elif not os.access(path.parent, os.W_OK):
+        remedy = "its folder is read-only: mend that, or name another"
+    else:
+        remedy = "is the disk full? Make room"
+    return OSError(f"{path}: cannot be written{f' ({reason})' if reason else ''}; {remedy}. What was there is kept")
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is whole, and vanishes where writing fails."""
+def replacing(path: Path, keep: int = 1) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once it is whole, and vanishes where writing fails.
+
+    Args:
+        keep: so many stay, with the one before as NAME.1.SUFFIX and so on.
+    """
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # else the new name could reach the disk before the content
+        for newer, older in reversed([*pairwise(generations(path, keep))]):
+            if newer.exists():
+                os.replace(newer, older)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:  # told already
             raise
-        raise OSError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from error
+        raise cannot_write(path, error.strerror) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that has vanished or is read-only
+            temporary.unlink(missing_ok=True)
+
+
+def generations(path: Path, keep: int) -> list[Path]:
+    """checkpoint.pt, then the names of its older generations: checkpoint.1.pt, checkpoint.2.pt, ..."""
+    return [path, *(path.with_suffix(f".{age}{path.suffix}") for age in range(1, keep))]
 
 
 def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
@@ -627,13 +651,23 @@ def write_report(path: Path, report: dict) -> None:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Writes a checkpoint whole, or leaves the last one."""
-    with replacing(path) as temporary:
+def save_checkpoint(path: Path, state: dict, keep: int = 1) -> None:
+    """Writes a checkpoint whole, or leaves the last one; see `replacing`."""
+    with replacing(path, keep) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise OSError(f"{path}: cannot be written; is the disk full? The last one is kept") from error
+            raise cannot_write(path) from error
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """The same content under another name, which stays when `path` is replaced; a link where the disk knows them."""
+    with replacing(copy) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 class Log:
@@ -666,10 +700,23 @@ class Log:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
         if self.main:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps({"step": step} | numbers) + "\n")
+            self.event(step, numbers)
             for name, value in numbers.items():
                 self.writer.add_scalar(name, value, step)
+
+    def event(self, step: int, content: dict) -> None:
+        """One line of metrics.jsonl."""
+        if self.main:
+            try:
+                with open(self.metrics, "a") as file:
+                    file.write(json.dumps({"step": step} | content) + "\n")
+            except OSError as error:
+                raise cannot_write(self.metrics, error.strerror) from error
+
+    def values(self, name: str) -> dict[int, float]:
+        """What metrics.jsonl has by that name, by step."""
+        lines = map(json.loads, self.metrics.read_text().splitlines()) if self.metrics.exists() else ()
+        return {line["step"]: line[name] for line in lines if name in line}
 
     def picture_path(self, epoch: int) -> Path:
         """Where the picture of an epoch lies, the last thing that the epoch leaves."""

@@ -8,6 +8,8 @@ flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w), pixels, 
 model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
 """
 
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -384,6 +386,12 @@ def load_weights(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        if zipfile.is_zipfile(path):  # torch itself skips the checksums
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError("it unpacks to more than it is")
+                if archive.testzip():
+                    raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
         raise ValueError(f"{path}: not a checkpoint, or a damaged one; take another or train anew") from error
@@ -415,6 +423,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
             kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()})
             for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))
         ]
+        with torch.device("meta"):  # costs no memory, whatever the file says
+            expected = MCJEPA(*parts, task=settings["task"]).state_dict()
+        if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in checkpoint["model"].items()}:
+            raise ValueError(f"{path}: its weights are not those of its configuration; take another, or train anew")
         model = MCJEPA(*parts, task=settings["task"])
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:

@@ -7,18 +7,23 @@
     python train.py --data-root DATA --show-data                       # what of them is there, and their mix
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on one's own clip
     python train.py pocket --resume                                    # go on where the run stopped
+    python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
-The first word may name a preset (paper, pocket); every flag overrides it. A run writes into --output-dir:
-checkpoint.pt, config.json, environment.json, metrics.jsonl, tensorboard/ and pictures/.
+The first word may name a preset (paper, pocket) or the config.json of a run; every flag overrides it. A run writes into
+--output-dir: checkpoint.pt (checkpoint.1.pt and so on are older), best.pt, config.json, environment.json,
+metrics.jsonl, tensorboard/ and pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step, with a checkpoint.
 """
 
+import json
 import math
 import os
 import random
 import re
+import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -48,6 +53,8 @@ from data import (
     VideoPairs,
     find_video_set,
     make_loader,
+    natural_key,
+    too_many,
 )
 from evaluate import (
     UNSEEN_SEED,
@@ -56,6 +63,7 @@ from evaluate import (
     environment,
     evaluate_flow_on_shapes,
     flow_figure,
+    keep_copy,
     one_line,
     save_checkpoint,
     shapes_pairs,
@@ -66,11 +74,18 @@ IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
 HARMLESS = (
     "output_dir", "resume", "init", "max_steps", "workers", "log_every", "checkpoint_every", "validation_pairs",
-    "show_data",
+    "show_data", "keep_checkpoints", "bad_files", "max_bad_steps", "collapse_below",
 )  # fmt: skip
 """Fields of `Config` that may differ when a run is resumed."""
 PLACES = ("data_root", "video_dir", "image_dir", "backbone")
 """Fields of `Config` that name where data lie."""
+FAULTS_OF_MACHINES = {
+    "out of memory": "out of memory: make --image-batch or --video-batch smaller, or take more processes",
+    "DataLoader worker": "a process that loads data was ended, perhaps for want of memory: take fewer --workers",
+    "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; what it said stands above, or on "
+    "another machine",
+}
+"""What torch's RuntimeErrors say where no code is to blame, and what to do."""
 Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
 """A batch of video pairs, or of two views."""
 
@@ -185,6 +200,15 @@ class Config:
     """Steps between two lines of metrics."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints; one more after each epoch."""
+    keep_checkpoints: int = 3
+    """The newest so many stay: checkpoint.pt, checkpoint.1.pt, ... Beside them best.pt, by the lowest validation error,
+    or, without validation, by the lowest mean loss of an epoch."""
+    bad_files: float = 0.01
+    """Up to this share of the files may be unusable: each is told once, and the next takes its place. 0: none may."""
+    max_bad_steps: int = 10
+    """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
+    collapse_below: float = 0.01
+    """A deviation of a level's features, or of the embeddings, below this is told as a warning."""
     validation_pairs: int = 20
     """Unseen MovingShapes pairs that the flow is measured on after each epoch of training on MovingShapes."""
 
@@ -236,18 +260,23 @@ PRESETS = {
 
 
 def read_config(arguments: list[str]) -> Config:
-    """The command line: a preset's name, if the first word is one, then flags (tyro prints the help)."""
-    preset = "paper"
+    """The command line: a preset's name or a config.json, if it begins with one, then flags (tyro prints the help)."""
+    default = PRESETS["paper"]
     if arguments and not arguments[0].startswith("-"):
-        preset, *arguments = arguments
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}, or begin with a flag")
+        first, *arguments = arguments
+        if first not in PRESETS and not first.endswith(".json"):
+            raise ValueError(
+                f"unknown preset {first!r}: choose one of {', '.join(PRESETS)}, or a config.json, or begin with a flag"
+            )
+        default = PRESETS[first] if first in PRESETS else read_config_file(Path(first))
     # `--resume` without a value: tyro has no flag whose value may be left out.
     for place, word in enumerate(arguments):
         if word == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
             arguments = [*arguments[: place + 1], "auto", *arguments[place + 1 :]]
-    config = tyro.cli(Config, default=PRESETS[preset], args=arguments, description=__doc__)
-    if config.resume == Path("auto"):
+    config = tyro.cli(Config, default=default, args=arguments, description=__doc__)
+    # After a process has died, torchrun gives the same command again (--max-restarts).
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and checkpoints(config.output_dir)
+    if config.resume == Path("auto") or restarted:
         config = replace(config, resume=config.output_dir / "checkpoint.pt")
     flow_start_given = any(re.match("--flow.start.epoch", word) for word in arguments)
     if config.strategy in ("frozen", "finetune") and config.init and not flow_start_given:
@@ -255,11 +284,49 @@ def read_config(arguments: list[str]) -> Config:
     return config
 
 
+def read_config_file(path: Path) -> Config:
+    """The configuration of a run, from the config.json beside its checkpoint. ValueError for what is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        leaves = flat(json.loads(path.read_text()))
+        del leaves["resume"]  # it begins anew
+        unknown = leaves.keys() - flat(as_json(Config())).keys()
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))}: this version does not know them")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not the config.json of a run ({one_line(error)})") from error
+    words = []
+    for name, value in leaves.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else re.sub(r"([^.-][^.]*)$", r"no-\1", flag))
+        else:
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return tyro.cli(Config, default=PRESETS["paper"], args=words)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    older = sorted(folder.glob("checkpoint.*.pt"), key=natural_key)
+    return [path for path in (folder / "checkpoint.pt", *older) if path.exists()]
+
+
 def check(config: Config, world: int) -> None:
     """Raises ValueError, in one line, for a configuration that cannot run, before anything is written."""
     batches = {"image": config.image_batch} if config.task != "mjepa" else {}
     batches |= {"video": config.video_batch} if config.task != "vicreg" else {}
-    for name in ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "image_size", "crop"):
+    for name in (
+        "epochs",
+        "steps_per_epoch",
+        "max_steps",
+        "log_every",
+        "checkpoint_every",
+        "image_size",
+        "crop",
+        "keep_checkpoints",
+        "max_bad_steps",
+    ):
         value = getattr(config, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -270,6 +337,8 @@ def check(config: Config, world: int) -> None:
             raise ValueError(f"--{name}-batch {batch} cannot be spread over {world} processes: take a multiple")
     if batches.get("image", 2) < 2:
         raise ValueError("--image-batch must be at least 2: VICReg's terms are statistics over images")
+    if not 0 <= config.bad_files <= 1:
+        raise ValueError("--bad-files is a share of the files: 0 to 1")
     if not 0 < config.crop_scale[0] <= config.crop_scale[1]:
         raise ValueError("--crop-scale takes the smaller factor first, both above 0")
     if config.sets and (config.data_root is None or config.video_dir):
@@ -292,10 +361,10 @@ def check(config: Config, world: int) -> None:
             f"--flow-start-epoch {config.flow_start_epoch:g} is not before the end at --epochs {config.epochs}: "
             "start earlier, or take --task vicreg"
         )
-    here = (config.output_dir / "checkpoint.pt").resolve()
-    if here.exists() and config.resume is None:
+    here = [path.resolve() for path in checkpoints(config.output_dir)]
+    if here and config.resume is None:
         raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
-    if here.exists() and config.resume.resolve() != here:
+    if here and config.resume.resolve() not in (config.output_dir.resolve() / "checkpoint.pt", *here):
         raise ValueError(f"{config.output_dir} already holds a run, another than --resume: give another --output-dir")
 
 
@@ -449,12 +518,29 @@ def load_parts(model: MCJEPA, path: Path) -> str:
     return f"weights from {path}" + (f"; it has no {' and no '.join(sorted(absent))}: starts anew" if absent else "")
 
 
-def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[int, Path | None]:
+def newest_checkpoint(path: Path) -> tuple[dict, list[str]]:
+    """A checkpoint, or where it is broken or missing the one before; and a sentence about each that was passed over.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none that can be read.
+    """
+    passed = []
+    for candidate in dict.fromkeys((path, *checkpoints(path.parent))) if path.name == "checkpoint.pt" else (path,):
+        try:
+            checkpoint = load_checkpoint(candidate)
+        except (FileNotFoundError, ValueError) as error:
+            passed.append(str(error))
+            continue
+        return checkpoint, [f"{sentence}. Going on from {candidate.name}" for sentence in passed]
+    raise (ValueError if path.exists() else FileNotFoundError)(f"--resume: {'; '.join(passed)}")
+
+
+def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[dict, list[str]]:
     """`--resume`: model, optimizer and random states as they were.
 
-    Returns the number of steps done, and the `--init` that the run began with.
+    Returns the checkpoint, and what is to be told about others that are broken.
     """
-    checkpoint = load_checkpoint(config.resume)
+    checkpoint, told = newest_checkpoint(config.resume)
     if not {"optimizer", "random"} <= checkpoint.keys():
         raise ValueError(f"--resume {config.resume}: holds weights only; start a new run from them with --init")
     # A field that the checkpoint does not know yet had its default.
@@ -463,12 +549,22 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
         settings |= {k: str(Path(settings[k]).resolve()) for k in PLACES if settings.get(k)}
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in HARMLESS]
     if differing:
-        told = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
-        raise ValueError(f"--resume {config.resume}: another configuration ({told}); for a new run from it, --init")
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    restore_random_states(checkpoint["random"])
-    return checkpoint["step"], Path(old["init"]) if old["init"] else None
+        fields = "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
+        raise ValueError(f"--resume {config.resume}: another configuration ({fields}); for a new run from it, --init")
+    try:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        for parameter, state in optimizer.state.items():  # torch does not compare their sizes
+            if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the optimizer's state has other sizes")
+        restore_random_states(checkpoint["random"])
+        checkpoint["step"] = int(checkpoint["step"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = one_line(error)[:300]
+        raise ValueError(
+            f"--resume {config.resume}: what it holds does not fit its configuration ({reason})"
+        ) from error
+    return checkpoint, told
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -510,6 +606,14 @@ class Plan(NamedTuple):
         """How many steps before this one learn flow, and how many content."""
         flow, content = zip((0, 0), *(self.tasks(s) for s in range(step)), strict=True)
         return sum(flow), sum(content)
+
+    def settled(self) -> int:
+        """The step from which on the loss is the same sum: flow has begun, Eq. 6 and the masks have come in."""
+        step, to_come = 0, 0 if self.task == "vicreg" else max(self.regularisation_warmup, self.mask_warmup)
+        while to_come and step < self.last:
+            to_come -= self.tasks(step)[0]
+            step += 1
+        return step
 
     def epoch(self, step: int) -> int:
         """The number of the epoch, from 1, that the last of `step` steps belongs to."""
@@ -556,7 +660,7 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     )
 
 
-def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimizer) -> None:
+def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimizer, watch: "Watch") -> None:
     """checkpoint.pt: all that `resume` and `mcjepa.load_model` need."""
     state = {
         "model": model.state_dict(),
@@ -564,8 +668,26 @@ def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimi
         "step": step,
         "random": random_states(),
         "config": as_json(config),
+        "watch": watch.state(),
     }
-    save_checkpoint(config.output_dir / "checkpoint.pt", state)
+    save_checkpoint(config.output_dir / "checkpoint.pt", state, config.keep_checkpoints)
+
+
+def keep_best(config: Config, plan: Plan, log: Log, step: int) -> None:
+    """After an epoch: checkpoint.pt is best.pt too, if its score is the lowest.
+
+    The score is the validation error, or where there is none the mean of the epoch's losses. While flow, Eq. 6 or the
+    masks are still to come the scores of two epochs are not of the same thing: the newer counts as better.
+    """
+    errors = log.values("validation/epe")
+    totals = [total for at, total in log.values("total").items() if step - plan.per_epoch < at <= step]
+    if step not in errors and not totals:  # an epoch shorter than --log-every
+        return
+    score, comparable = errors[step] if step in errors else sum(totals) / len(totals), plan.settled() + plan.per_epoch
+    rivals = [other for at, other in log.values("score").items() if comparable <= at < step]
+    log.event(step, {"score": score})
+    if score <= min(rivals, default=score) or step < comparable:
+        keep_copy(config.output_dir / "checkpoint.pt", config.output_dir / "best.pt")
 
 
 def take_step(
@@ -577,7 +699,7 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     video: Pair | None,
     views: Pair | None,
-) -> tuple[Losses, dict[str, Tensor]]:
+) -> tuple[Losses, dict[str, Tensor], list[str]]:
     """Step number `step`: schedules, forward, backward, clipping, update.
 
     Args:
@@ -586,16 +708,15 @@ def take_step(
         video, views: this process's batches; None for a task that does not learn in this step.
 
     Returns:
-        The losses, and the norm of each part's gradient before it was clipped.
-
-    Raises:
-        ValueError: if the loss or a gradient is not finite; the weights are left as they were.
+        The losses, the norm of each part's gradient before it was clipped, and what of these is not finite, in any
+        process. If something is not, weights and buffers are left as they were, in all processes.
     """
     factor = schedule(config, (step + 1) / plan.per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
     kind = optimizer.param_groups[0]["params"][0].device.type
     bfloat16 = config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a NaN would stay in a batch norm's averages
     with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
         losses = model(
             video=video,
@@ -603,9 +724,6 @@ def take_step(
             masks=flow_steps >= plan.mask_warmup,
             regularisation=min((flow_steps + 1) / plan.regularisation_warmup, 1.0),
         )
-    if not math.isfinite(losses.total.item()):
-        bad = [name for name, value in losses.unweighted.items() if not torch.isfinite(value)]
-        raise ValueError(f"step {step}: the loss is not finite ({', '.join(bad)}); lower the learning rates")
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
@@ -613,11 +731,15 @@ def take_step(
         for group in optimizer.param_groups
         if any(parameter.grad is not None for parameter in group["params"])
     }
-    bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    bad = [name for name, value in losses.unweighted.items() if not math.isfinite(value)]
+    bad += [f"gradient of {name}" for name, norm in norms.items() if not math.isfinite(norm)]
+    bad = in_all_processes(bad)
     if bad:
-        raise ValueError(f"step {step}: the gradient of {', '.join(bad)} is not finite; lower the learning rates")
-    optimizer.step()
-    return losses, norms
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    else:
+        optimizer.step()
+    return losses, norms, bad
 
 
 def measured(losses: Losses, norms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -640,6 +762,131 @@ def shown(numbers: dict[str, float]) -> str:
     return " ".join(terms) + f" {numbers['pairs_per_second']:.3g} pairs/s {numbers['images_per_second']:.3g} img/s"
 
 
+def in_all_processes(own: list) -> list:
+    """The lists of all processes as one, without repeats, the same in each. While all are empty it costs one number."""
+    if not dist.is_initialized():
+        return own
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    some = torch.tensor(len(own), device=device)
+    dist.all_reduce(some)
+    if not some.item():
+        return []
+    lists: list = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, own)
+    return list(dict.fromkeys(entry for each in lists for entry in each))
+
+
+class Alike(ValueError):
+    """An error that every process raises at the same step: the first tells it."""
+
+
+class Watch:
+    """What goes wrong in a run and need not end it: files that cannot be used, steps that are skipped, collapse.
+
+    Every process keeps the same counts. The first tells each thing once, and writes it into metrics.jsonl.
+    """
+
+    def __init__(self, config: Config, log: Log, state: dict) -> None:
+        self.config, self.log = config, log
+        self.bad_files: dict[str, list[str]] = state.get("bad_files", {})
+        self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        self.collapsed: list[str] = state.get("collapsed", [])
+
+    def state(self) -> dict:
+        """For the checkpoint: a run that goes on tells nothing twice."""
+        names = ("bad_files", "skipped", "in_a_row", "collapsed")
+        return {name: getattr(self, name) for name in names}
+
+    def files(self, done: int, kind: str, faults: list[str], data: Dataset) -> None:
+        """Faults that the loaders of all processes met in a step. Alike if they are more than --bad-files allows."""
+        known = self.bad_files.setdefault(kind, [])
+        for fault in faults:
+            if fault not in known:
+                known.append(fault)
+                self.log.event(done, {"bad_file": fault})
+                self.log.say(f"bad file {len(known)} of {data.file_count} {kind}, the next takes its place: {fault}")
+        if len(known) > allowed_files(self.config, data):
+            raise Alike(too_many(known, allowed_files(self.config, data), data.file_count))
+
+    def step(self, done: int, bad: list[str], batch: list[str]) -> None:
+        """A step and what of it was not finite. Alike after --max-bad-steps in a row."""
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if not bad:
+            return
+        self.skipped += 1
+        self.log.event(done, {"skipped": bad, "batch": batch})
+        shown = "; ".join(batch[:2]) + (f" and {len(batch) - 2} more, see metrics.jsonl" if len(batch) > 2 else "")
+        self.log.say(f"step {done} is skipped, not finite: {', '.join(bad)}; it had {shown}")
+        if self.in_a_row >= self.config.max_bad_steps:
+            raise Alike(
+                f"{self.in_a_row} steps in a row were not finite ({', '.join(bad)}): lower the learning rates, or look "
+                "at the data of these steps in metrics.jsonl. The last checkpoint is as it was"
+            )
+
+    def features(self, done: int, numbers: dict[str, float]) -> None:
+        """The deviations that a step has measured."""
+        for name, value in numbers.items():
+            kind, _, place = name.partition("/")
+            if kind == "deviation" and place != "pooled" and value < self.config.collapse_below:
+                if name not in self.collapsed:
+                    self.collapsed.append(name)
+                    self.log.say(
+                        f"warning: step {done}: the features of {place.replace('_', ' ')} collapse (deviation "
+                        f"{value:.2g}); raise loss.variance or, of the embedding, loss.vicreg-variance"
+                    )
+            elif name in self.collapsed:
+                self.collapsed.remove(name)
+
+
+def allowed_files(config: Config, data: Dataset) -> int:
+    """How many bad files a data set may have."""
+    return int(config.bad_files * getattr(data, "file_count", 0))
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """The names of the signals that came to end the run. A second one ends it at once."""
+    came: list[str] = []
+
+    def note(number: int, _) -> None:
+        came.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    # SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C.
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Feed:
+    """The batches of one task in this process, from any step on, with the names of what is in them."""
+
+    def __init__(self, config: Config, data: Dataset, transform, batch: int, rank: int, world: int) -> None:
+        self.config, self.data, self.transform = config, data, transform
+        self.share, self.rank, self.world = batch // world, rank, world
+        self.loader = self.batches = None
+
+    def take(self, step: int, device: torch.device) -> tuple[Pair, list[str]]:
+        """The batch of this task's step number `step`, one after the other, and the faults of files met on the way."""
+        if self.batches is None:
+            self.loader = make_loader(
+                self.data, self.transform, self.share, self.config.seed, self.rank, self.world, step,
+                self.config.workers, allowed_files(self.config, self.data),
+            )  # fmt: skip
+            self.batches = iter(self.loader)
+        batch, faults = next(self.batches)
+        return tuple(x.to(device, non_blocking=True) for x in batch), faults
+
+    def names(self, step: int) -> list[str]:
+        """What `take` gave in that step."""
+        return [self.data.name(index) for _, index in self.loader.sampler.step(step)]
+
+
 def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Three pairs whose flow is drawn after each epoch: (image_1, image_2, true flow or None)."""
     if config.task == "vicreg":
@@ -650,8 +897,12 @@ def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tens
     return [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
 
 
-def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int, epoch: int) -> None:
-    """The flow on unseen MovingShapes, and pictures of the flow of a few pairs."""
+def end_of_epoch(config: Config, plan: Plan, model: MCJEPA, pairs: list, log: Log, step: int) -> None:
+    """The flow on unseen MovingShapes, the best checkpoint, and pictures of the flow of a few pairs."""
+    epoch = plan.epoch(step)
+    if config.task == "vicreg":
+        keep_best(config, plan, log, step)
+        return
     model.eval()
     if config.video_dir is None and config.data_root is None and config.validation_pairs:
         result = evaluate_flow_on_shapes(model, config.validation_pairs, config.crop)
@@ -660,6 +911,7 @@ def end_of_epoch(config: Config, model: MCJEPA, pairs: list, log: Log, step: int
             f"epoch {epoch}: end-point error {result['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes "
             f"pairs (zero flow {result['epe_zero']:.2f})"
         )
+    keep_best(config, plan, log, step)
     device = next(model.parameters()).device
     figures = []
     for image_1, image_2, truth in pairs:
@@ -690,6 +942,19 @@ def own_device() -> torch.device:
     return device
 
 
+def check_alike(**values: object) -> None:
+    """Raises Alike, in one line, where the processes differ in one of these: they would learn different things."""
+    everywhere: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, values)
+    for name in values:
+        different = list(dict.fromkeys(str(each[name]) for each in everywhere))
+        if len(different) > 1:
+            raise Alike(
+                f"the processes differ in {name.replace('_', ' ')}: {', '.join(different)}; give all machines the same "
+                "command, data, and an --output-dir that they share"
+            )
+
+
 def train(config: Config) -> None:
     """One run, from the sources of data to the last checkpoint."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -710,87 +975,123 @@ def train(config: Config) -> None:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
 
     model, optimizer = build(config, device)
-    start = 0
+    start, state, told = 0, {}, []
     if config.resume:  # a run that goes on has the weights of --init behind it
-        start, init = resume(config, model, optimizer)
-        config = replace(config, init=init)
+        checkpoint, told = resume(config, model, optimizer)
+        start, state, init = checkpoint["step"], checkpoint.get("watch", {}), checkpoint["config"].get("init")
+        config = replace(config, init=Path(init) if init else None)
     elif config.init:
-        sentence = load_parts(model, config.init)
-        if main:
-            print(sentence)
+        told = [load_parts(model, config.init)]
+    if main:
+        print("".join(f"{sentence}\n" for sentence in told), end="", flush=True)
     plan = make_plan(config, videos, images)
     pairs = picture_pairs(config, videos, video_transform) if main else []
     if world > 1:
         if device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    with closing(Log(config.output_dir, start, plan.last, main)) as log:
+        lengths = [data and len(data) for data in (videos, images)]
+        check_alike(first_step=start, configuration=flat(as_json(config)), number_of_pairs_and_images=lengths)
+    video = Feed(config, videos, video_transform, config.video_batch, rank, world) if learn_flow else None
+    images = Feed(config, images, image_transform, config.image_batch, rank, world) if learn_content else None
+    with closing(Log(config.output_dir, start, plan.last, main)) as log, stop_signals() as came:
         if start < plan.last:  # else there is nothing to do, and the record stays that of the steps done
             log.record("config", as_json(config))
             log.record("environment", environment(device, world))
-
-        def batches(dataset, transform, batch, position):
-            """From `position`, counted in steps, on: a run can stop and go on anywhere."""
-            share = batch // world
-            return iter(make_loader(dataset, transform, share, config.seed, rank, world, position, config.workers))
-
-        epoch = plan.epoch(start)
-        if main and learn_flow and epoch and plan.ends_epoch(start) and not log.picture_path(epoch).exists():
-            end_of_epoch(config, model, pairs, log, start, epoch)  # the run was stopped just after `save`
-        video_batches = image_batches = None
-        flow_steps, content_steps = plan.taken(start)
-        latest = {}
-        parallel, since, seen = model, time.perf_counter(), (flow_steps, content_steps)
-        for step in range(start, plan.last):
-            flow, content = plan.tasks(step)
-            if step in (start, plan.flow_start):
-                latest.clear()
-                choose_parts(config, model, flow_has_started=step >= plan.flow_start)
-                if world > 1:  # DDP waits for the gradient of all that may have one: wrap anew
-                    parallel = DistributedDataParallel(
-                        model,
-                        device_ids=[device.index] if device.type == "cuda" else None,
-                        find_unused_parameters=config.strategy.startswith("alternate"),
-                    )
-            video = views = None
-            if flow:
-                if video_batches is None:
-                    video_batches = batches(videos, video_transform, config.video_batch, flow_steps)
-                video = tuple(x.to(device, non_blocking=True) for x in next(video_batches))
-            if content:
-                if image_batches is None:
-                    image_batches = batches(images, image_transform, config.image_batch, content_steps)
-                views = tuple(x.to(device, non_blocking=True) for x in next(image_batches))
-
-            latest.pop((flow, content), None)  # the newest comes last
-            latest[flow, content] = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
-            flow_steps, content_steps, done = flow_steps + flow, content_steps + content, step + 1
-
-            log.advance()
-            if done % config.log_every == 0 or done == plan.last:
-                seconds = time.perf_counter() - since
-                numbers = {"epoch": done / plan.per_epoch}
-                for losses, norms in latest.values():  # where the tasks alternate, the last step of each
-                    numbers |= measured(losses, norms, optimizer)
-                numbers["total"] = sum(losses.total.item() for losses, _ in latest.values())
-                numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[0]) / seconds
-                numbers["images_per_second"] = config.image_batch * (content_steps - seen[1]) / seconds
-                log.write(done, numbers)
-                log.advance(0, shown(numbers))
-                since, seen = time.perf_counter(), (flow_steps, content_steps)
-                latest.clear()
-            if main and (plan.ends_epoch(done) or done % config.checkpoint_every == 0):
-                save(config, done, model, optimizer)
-            if plan.ends_epoch(done):
-                if main and learn_flow:
-                    end_of_epoch(config, model, pairs, log, done, plan.epoch(done))
-                since, seen = time.perf_counter(), (flow_steps, content_steps)
-    if main:
+        watch = Watch(config, log, state)
+        done = learn(config, plan, start, device, model, optimizer, video, images, log, watch, pairs, came)
+    if main and done < plan.last:
+        print(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
+    elif main:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
         measure = "flow" if learn_flow else "segmentation"
         print(f"measure it: python evaluate.py {measure} --model {config.output_dir / 'checkpoint.pt'}")
     if world > 1:
         dist.destroy_process_group()
+
+
+def learn(
+    config: Config,
+    plan: Plan,
+    start: int,
+    device: torch.device,
+    model: MCJEPA,
+    optimizer: torch.optim.Optimizer,
+    videos: Feed | None,
+    images: Feed | None,
+    log: Log,
+    watch: Watch,
+    pairs: list,
+    came: list[str],
+) -> int:
+    """The steps of a run from `start` on, to the end or to a signal in `came`; returns how many are done then."""
+    epoch = plan.epoch(start)
+    picture = log.main and log.picture_path(epoch)
+    if log.main and videos and epoch and plan.ends_epoch(start) and not picture.exists():
+        end_of_epoch(config, plan, model, pairs, log, start)  # the run was stopped just after `save`
+    flow_steps, content_steps = plan.taken(start)
+    latest, done = {}, start
+    parallel, since, seen = model, time.perf_counter(), (flow_steps, content_steps)
+    for step in range(start, plan.last):
+        flow, content = plan.tasks(step)
+        if step in (start, plan.flow_start):
+            latest.clear()
+            choose_parts(config, model, flow_has_started=step >= plan.flow_start)
+            if dist.is_initialized():  # DDP waits for the gradient of all that may have one: wrap anew
+                parallel = DistributedDataParallel(
+                    model,
+                    device_ids=[device.index] if device.type == "cuda" else None,
+                    find_unused_parameters=config.strategy.startswith("alternate"),
+                )
+        video, video_faults = videos.take(flow_steps, device) if flow else (None, [])
+        views, image_faults = images.take(content_steps, device) if content else (None, [])
+        losses, norms, bad = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
+        done = step + 1
+
+        news = [("video", fault) for fault in video_faults] + [("images", fault) for fault in image_faults]
+        news = in_all_processes(news + [("signal", name) for name in came])
+        for kind, feed in (("video", videos), ("images", images)):
+            faults = [text for of, text in news if of == kind]
+            if faults:
+                watch.files(done, kind, faults, feed.data)
+        batch = []
+        if bad:
+            batch = in_all_processes(
+                (videos.names(flow_steps) if flow else []) + (images.names(content_steps) if content else [])
+            )
+        watch.step(done, bad, batch)
+        flow_steps, content_steps = flow_steps + flow, content_steps + content
+        latest.pop((flow, content), None)  # the newest comes last
+        if not bad:
+            latest[flow, content] = losses, norms
+
+        log.advance()
+        if done % config.log_every == 0 or done == plan.last:
+            seconds = time.perf_counter() - since
+            numbers = {"epoch": done / plan.per_epoch}
+            for losses, norms in latest.values():  # where the tasks alternate, the last step of each
+                numbers |= measured(losses, norms, optimizer)
+            if latest:
+                numbers["total"] = sum(losses.total.item() for losses, _ in latest.values())
+            numbers["pairs_per_second"] = config.video_batch * (flow_steps - seen[0]) / seconds
+            numbers["images_per_second"] = config.image_batch * (content_steps - seen[1]) / seconds
+            numbers |= {"skipped_steps": watch.skipped, "bad_files": sum(map(len, watch.bad_files.values()))}
+            log.write(done, numbers)
+            watch.features(done, numbers)
+            log.advance(0, shown(numbers))
+            since, seen = time.perf_counter(), (flow_steps, content_steps)
+            latest.clear()
+        stop = any(kind == "signal" for kind, _ in news)
+        if log.main and (plan.ends_epoch(done) or done % config.checkpoint_every == 0 or stop):
+            save(config, done, model, optimizer, watch)
+        if plan.ends_epoch(done):
+            if log.main:
+                end_of_epoch(config, plan, model, pairs, log, done)
+            since, seen = time.perf_counter(), (flow_steps, content_steps)
+        if stop:
+            came[:] = [text for kind, text in news if kind == "signal"]
+            break
+    return done
 
 
 def main() -> None:
@@ -800,11 +1101,17 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command with --resume goes on from the last checkpoint, if one was written yet")
     except (ValueError, OSError) as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0 and not dist.is_initialized():
-            # What fails before the processes meet fails in all of a machine: its first tells, then torchrun ends them.
+        # What fails before the processes meet fails in all of a machine: its first tells, then torchrun ends them.
+        told_by_another = int(os.environ.get("LOCAL_RANK", 0)) > 0 and not dist.is_initialized()
+        if told_by_another or (isinstance(error, Alike) and int(os.environ.get("RANK", 0)) > 0):
             time.sleep(30)
             sys.exit(1)
         sys.exit(f"error: {one_line(error)}")
+    except RuntimeError as error:
+        remedy = next((remedy for sign, remedy in FAULTS_OF_MACHINES.items() if re.search(sign, str(error))), None)
+        if remedy is None:
+            raise
+        sys.exit(f"error: {remedy} ({one_line(error)[:200]})")
 
 
 if __name__ == "__main__":
