@@ -188,6 +188,22 @@ def signals(base: Path, names: tuple[str, ...] = ("SIGTERM", "SIGUSR1", "SIGINT"
         yield Row(name, 1, int(survived), f"checkpoint of step {done}" if survived else output[-300:])
 
 
+def signal_to_all(base: Path) -> Row:
+    """SIGTERM to every process of a job, those that load data included, as schedulers send it."""
+    flags = [*TINY, "--epochs", 500, "--workers", 1]
+    folder = base / "all"
+    process = launch(*flags, "--output-dir", folder, processes=2)
+    wait_for(lambda: steps_done(folder) >= 5, process)
+    seen = steps_done(folder)
+    for number in processes_of(folder):
+        os.kill(number, signal.SIGTERM)
+    code, output = finish(process)
+    done = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    survived = code == 0 and f"stopped by SIGTERM after step {done}" in output and "Traceback" not in output
+    survived = survived and seen <= done <= seen + 3
+    return Row("SIGTERM to 2 processes and their loaders", 1, int(survived), "" if survived else output[-500:])
+
+
 def broken_checkpoint(base: Path) -> Row:
     """The newest checkpoint cut, emptied, or with a byte changed: the run goes on from the one before, and says so."""
     flags = [*TINY, "--epochs", 2]
@@ -433,11 +449,10 @@ def disk(base: Path) -> Iterator[Row]:
             process = launch(*TINY, "--epochs", 500, "--output-dir", folder)
             wait_for(lambda folder=folder: steps_done(folder) >= 5 and (folder / "checkpoint.pt").exists(), process)
             if kind == "full":
-                with open(place / "ballast", "wb") as ballast:
-                    with suppress(OSError):
-                        while True:
-                            ballast.write(bytes(1 << 16))
-                            ballast.flush()
+                with open(place / "ballast", "wb") as ballast, suppress(OSError):
+                    while True:
+                        ballast.write(bytes(1 << 16))
+                        ballast.flush()
             elif kind == "read-only":
                 subprocess.run(["mount", "-o", "remount,ro", place])
                 if process.poll() is None and os.access(place, os.W_OK):  # a file was open: it cannot be remounted
@@ -594,6 +609,7 @@ def faults(base: Path) -> Iterator[tuple[str, Callable[[], Row | Iterator[Row]]]
     yield "kill_1", lambda: kills(base / "kill", 20, 1)
     yield "kill_2", lambda: kills(base / "kill", 20, 2)
     yield "signals", lambda: signals(base / "signals")
+    yield "signal_to_all", lambda: signal_to_all(base / "signals")
     yield "broken", lambda: broken_checkpoint(base / "broken")
     yield "restart", lambda: restart(base / "many")
     yield "one_fails", lambda: one_fails(base / "many")
