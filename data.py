@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -1902,7 +1903,7 @@ class Forgiving(Seeded):
                 return super().__getitem__((position, index)), faults
             except BadFile as error:
                 faults.append(str(error))
-                if len(set(faults)) > self.allowed:
+                if len(set(faults)) > self.allowed or len(faults) == len(self):  # or all there are
                     raise ValueError(too_many(faults, self.allowed, self.dataset.file_count)) from error
                 index = (index + 1) % len(self)
 
@@ -1922,9 +1923,19 @@ def _collate(items: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    # Schedulers and Ctrl-C signal every process of a job. The training process decides; its workers end with it.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    # Schedulers and Ctrl-C signal every process of a job. The training process decides; its workers end with it, which
+    # is why SIGTERM still counts if it comes from there.
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_when_parent_says_so, daemon=True).start()
+
+
+def _end_when_parent_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def make_loader(

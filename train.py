@@ -41,12 +41,12 @@ from torch.utils.data import Dataset
 from data import (
     VIDEO_SETS,
     FlowAugmentation,
+    Forgiving,
     Found,
     FramePairs,
     ImageFiles,
     ImageNet,
     Mix,
-    Seeded,
     ShapeImages,
     ShapePairs,
     TwoViews,
@@ -824,7 +824,9 @@ class Watch:
             )
 
     def features(self, done: int, numbers: dict[str, float]) -> None:
-        """The deviations that a step has measured."""
+        """The deviations that a step has measured. A network that has just begun may have small ones."""
+        if numbers["epoch"] < 1:
+            return
         for name, value in numbers.items():
             kind, _, place = name.partition("/")
             if kind == "deviation" and place != "pooled" and value < self.config.collapse_below:
@@ -893,8 +895,8 @@ def picture_pairs(config: Config, videos: Dataset, transform) -> list[tuple[Tens
         return []
     if config.video_dir is None and config.data_root is None:
         return [(p.image_1[0], p.image_2[0], p.flow[0]) for p in shapes_pairs(3, config.crop, UNSEEN_SEED)]
-    seeded = Seeded(videos, transform, config.seed)
-    return [(*seeded[(i, i * len(videos) // 3)], None) for i in range(3)]
+    readable = Forgiving(videos, transform, config.seed, allowed_files(config, videos))
+    return [(*readable[(i, i * len(videos) // 3)][0], None) for i in range(3)]
 
 
 def end_of_epoch(config: Config, plan: Plan, model: MCJEPA, pairs: list, log: Log, step: int) -> None:

@@ -39,7 +39,8 @@ def fails(monkeypatch, capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *arguments)
     print(stop.value, file=sys.stderr)  # as the interpreter does, which ends with exit code 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if "step/s" not in line and "s/step" not in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    lines = [line for line in lines if "step/s" not in line and "s/step" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
 
@@ -318,18 +319,6 @@ def test_every_step_gets_its_learning_rates_its_masks_and_its_share_of_eq_6(monk
         used = [line[f"learning_rate/{name}"] for line in lines if "total" in line]
         assert used[:4] == pytest.approx([full / 4, full / 2, full * 3 / 4, full])
         assert used[4:] == sorted(used[4:], reverse=True) and used[4] < full
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(monkeypatch, capsys, tmp_path):
-    model, optimizer = train.build(config := train.read_config(TINY), torch.device("cpu"))
-    before = {name: value.clone() for name, value in model.state_dict().items() if "running" not in name}
-    model.expander[0].weight.register_hook(lambda gradient: gradient * float("nan"))
-    views = tuple(torch.rand(2, 4, 3, 32, 32))
-    plan = train.make_plan(config, range(10), range(10))
-    with pytest.raises(ValueError, match="gradient of expander is not finite"):
-        train.take_step(config, plan, 0, 0, model, optimizer, None, views)
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before if "num_batches" not in name)
 
 
 def test_each_part_is_a_group_of_its_own_and_the_estimator_has_its_own_learning_rate():
