@@ -492,7 +492,7 @@ def test_a_resume_from_weights_or_optimizer_of_other_sizes_is_told_in_one_line(m
         original = (folder / "checkpoint.pt").read_bytes()
         torch.save(state, folder / "checkpoint.pt")
         line = fails(monkeypatch, capsys, *TINY, "--output-dir", folder, "--resume")
-        assert "its content does not fit its configuration" in line
+        assert "what it holds does not fit its configuration" in line
         (folder / "checkpoint.pt").write_bytes(original)
 
 
