@@ -80,7 +80,7 @@ HARMLESS = (
 PLACES = ("data_root", "video_dir", "image_dir", "backbone")
 """Fields of `Config` that name where data lie."""
 FAULTS_OF_MACHINES = {
-    "out of memory": "out of memory: make --image-batch or --video-batch smaller, or take more processes",
+    "out of memory|can't allocate memory": "out of memory: make --image-batch or --video-batch smaller",
     "DataLoader worker": "a process that loads data was ended, perhaps for want of memory: take fewer --workers",
     "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; what it said stands above, or on "
     "another machine",
@@ -316,17 +316,8 @@ def check(config: Config, world: int) -> None:
     """Raises ValueError, in one line, for a configuration that cannot run, before anything is written."""
     batches = {"image": config.image_batch} if config.task != "mjepa" else {}
     batches |= {"video": config.video_batch} if config.task != "vicreg" else {}
-    for name in (
-        "epochs",
-        "steps_per_epoch",
-        "max_steps",
-        "log_every",
-        "checkpoint_every",
-        "image_size",
-        "crop",
-        "keep_checkpoints",
-        "max_bad_steps",
-    ):
+    counts = ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "keep_checkpoints")
+    for name in (*counts, "max_bad_steps", "image_size", "crop"):
         value = getattr(config, name)
         if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -731,8 +722,10 @@ def take_step(
         for group in optimizer.param_groups
         if any(parameter.grad is not None for parameter in group["params"])
     }
-    bad = [name for name, value in losses.unweighted.items() if not math.isfinite(value)]
-    bad += [f"gradient of {name}" for name, norm in norms.items() if not math.isfinite(norm)]
+    bad = []
+    if not torch.stack([losses.total.detach(), *norms.values()]).isfinite().all():  # waits for the GPU once
+        bad = [name for name, value in losses.unweighted.items() if not math.isfinite(value)]
+        bad += [f"gradient of {name}" for name, norm in norms.items() if not math.isfinite(norm)]
     bad = in_all_processes(bad)
     if bad:
         for buffer, before in buffers:
@@ -847,12 +840,18 @@ def allowed_files(config: Config, data: Dataset) -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """The names of the signals that came to end the run. A second one ends it at once."""
+    """The names of the signals that came to end the run. One more, after 5 seconds, ends it at once; sooner it is
+    torchrun's, which passes on what the scheduler or the keyboard has sent to all processes already."""
     came: list[str] = []
+    first = math.inf
 
     def note(number: int, _) -> None:
+        nonlocal first
+        if time.monotonic() - first > 5:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        first = min(first, time.monotonic())
         came.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
 
     # SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
@@ -944,7 +943,7 @@ def own_device() -> torch.device:
     return device
 
 
-def check_alike(**values: object) -> None:
+def check_alike(values: dict[str, object]) -> None:
     """Raises Alike, in one line, where the processes differ in one of these: they would learn different things."""
     everywhere: list = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, values)
@@ -952,8 +951,8 @@ def check_alike(**values: object) -> None:
         different = list(dict.fromkeys(str(each[name]) for each in everywhere))
         if len(different) > 1:
             raise Alike(
-                f"the processes differ in {name.replace('_', ' ')}: {', '.join(different)}; give all machines the same "
-                "command, data, and an --output-dir that they share"
+                f"the processes differ in {name}: {', '.join(different)}; give all machines the same command and data, "
+                "and an --output-dir that they share"
             )
 
 
@@ -992,8 +991,9 @@ def train(config: Config) -> None:
         if device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        lengths = [data and len(data) for data in (videos, images)]
-        check_alike(first_step=start, configuration=flat(as_json(config)), number_of_pairs_and_images=lengths)
+        settings = {name: value for name, value in flat(as_json(config)).items() if name not in (*HARMLESS, *PLACES)}
+        lengths = {"number of pairs": videos and len(videos), "number of images": images and len(images)}
+        check_alike({"first step": start} | lengths | settings)
     video = Feed(config, videos, video_transform, config.video_batch, rank, world) if learn_flow else None
     images = Feed(config, images, image_transform, config.image_batch, rank, world) if learn_content else None
     with closing(Log(config.output_dir, start, plan.last, main)) as log, stop_signals() as came:
@@ -1002,9 +1002,9 @@ def train(config: Config) -> None:
             log.record("environment", environment(device, world))
         watch = Watch(config, log, state)
         done = learn(config, plan, start, device, model, optimizer, video, images, log, watch, pairs, came)
-    if main and done < plan.last:
-        print(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
-    elif main:
+        if main and done < plan.last:
+            log.say(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
+    if main and done >= plan.last:
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
         measure = "flow" if learn_flow else "segmentation"
         print(f"measure it: python evaluate.py {measure} --model {config.output_dir / 'checkpoint.pt'}")
@@ -1050,9 +1050,9 @@ def learn(
         losses, norms, bad = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
         done = step + 1
 
-        news = [("video", fault) for fault in video_faults] + [("images", fault) for fault in image_faults]
+        news = [("frames", fault) for fault in video_faults] + [("images", fault) for fault in image_faults]
         news = in_all_processes(news + [("signal", name) for name in came])
-        for kind, feed in (("video", videos), ("images", images)):
+        for kind, feed in (("frames", videos), ("images", images)):
             faults = [text for of, text in news if of == kind]
             if faults:
                 watch.files(done, kind, faults, feed.data)

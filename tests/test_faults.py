@@ -74,17 +74,16 @@ def test_a_signal_to_every_process_of_a_job_with_loaders_is_survived(tmp_path):
     assert row.survived == row.tried, row.note
 
 
-def test_a_second_signal_ends_the_run_at_once():
-    code = (
-        "import os, signal, train\n"
-        "with train.stop_signals() as came:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(came, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('still here')\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=faults.ROOT, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGTERM and ended.stdout == "['SIGTERM']\n"
+def test_a_later_signal_ends_the_run_at_once_and_an_echo_of_the_first_does_not(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    with pytest.raises(KeyboardInterrupt), train.stop_signals() as came:  # noqa: PT012
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert came == ["SIGTERM", "SIGTERM", "SIGINT"]
+        clock[0] += 6
+        signal.raise_signal(signal.SIGINT)
 
 
 # ------------------------------------------------------------------------------------------- generations of checkpoints
@@ -251,9 +250,9 @@ def test_after_torchrun_has_restarted_the_same_command_goes_on(monkeypatch, tmp_
 
 def _differing(rank: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    train.check_alike(first_step=3, number_of_pairs_and_images=[5, None])
+    train.check_alike({"first step": 3, "number of images": None})
     with pytest.raises(train.Alike, match="the processes differ in first step: 0, 1; give all machines the same"):
-        train.check_alike(first_step=rank)
+        train.check_alike({"seed": 0, "first step": rank})
     dist.destroy_process_group()
 
 
@@ -331,7 +330,7 @@ def test_bad_images_and_frames_are_told_once_counted_and_passed_over(monkeypatch
     assert sum("003.png: not a readable image" in line for line in told) == 1
     assert sum("one/007.png: not a readable image" in line for line in told) == 1
     assert any("one/011.png: 40x40 pixels, but 010.png" in line for line in told)
-    assert "of 30 images" in " ".join(told) and "of 20 video" in " ".join(told)
+    assert "of 30 images" in " ".join(told) and "of 20 frames" in " ".join(told)
     assert len(events(tmp_path / "run", "bad_file")) == len(told)
     assert events(tmp_path / "run", "total")[-1]["bad_files"] == len(told)
     run(monkeypatch, *TINY, *flags, "--output-dir", tmp_path / "run", "--resume")
