@@ -10,6 +10,7 @@ first step. `MovingShapes` needs no files and knows its exact flow; the commands
     image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
 """
 
+import io
 import json
 import math
 import os
@@ -463,10 +464,12 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     BadFile if it is no image, is cut short, or tells a size that so small a file cannot hold.
     """
     try:
-        with Image.open(path) as image:
+        # Not from the file itself: there Pillow takes as much memory as a chunk of it claims to be long.
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             # Deflate packs 1032 bytes into one at the best, and a byte holds 8 pixels at the most. WebP and AVIF may
             # pack better: they have Pillow's own limit (179 million pixels), as all formats have.
-            most = os.path.getsize(path) * 1032 * (8 if image.mode in ("1", "L", "P") else 1)
+            most = len(content) * 1032 * (8 if image.mode in ("1", "L", "P") else 1)
             if image.width * image.height > most and image.format not in ("WEBP", "AVIF"):
                 raise ValueError(f"{image.width}x{image.height} pixels cannot lie in it")
             yield image
@@ -1019,7 +1022,8 @@ def _read_pfm(path: Path) -> np.ndarray:
 
 def _read_kitti_png(path: Path) -> np.ndarray:
     """(value - 2^15) / 64 px; unknown pixels, where the third channel is 0, become NaN."""
-    load_image(path)  # for its errors: OpenCV tells of a damaged file on stderr, in its own words
+    with open_image(path) as image:  # for its errors: OpenCV tells of a damaged file on stderr, in its own words
+        image.verify()
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype != np.uint16 or stored.shape[2:] != (3,):
         raise ValueError(f"{path}: not a flow of KITTI's format (a png of three 16-bit channels)")
