@@ -17,6 +17,7 @@ import os
 import random
 import re
 import signal
+import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -473,7 +474,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             if image.width * image.height > most and image.format not in ("WEBP", "AVIF"):
                 raise ValueError(f"{image.width}x{image.height} pixels cannot lie in it")
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises a dozen kinds for a damaged file
         told = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise BadFile(f"{path}: not a readable image{told}; replace or remove it") from error
 
@@ -484,9 +485,10 @@ def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     BadFile if it cannot be read.
     """
     with open_image(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F":
-            raise ValueError("pixels of floating point, whose range is not known")
+        with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+            raise ValueError("pixels of 32 bits, whose range is not known")
         if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut off what is beyond 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         if "transparency" in image.info:  # straight to RGB, Pillow warns
@@ -1915,8 +1917,8 @@ class Forgiving(Seeded):
 def too_many(faults: Collection[str], allowed: int, files: int) -> str:
     """The sentence that ends a run."""
     return (
-        f"{len(faults)} of {files} files cannot be used, and --bad-files allows {allowed}; mend or remove them, or "
-        f"allow more. One of them: {next(iter(faults))}"
+        f"{len(faults)} of {files} files cannot be used, and --bad-files allows {allowed}; mend them, or allow "
+        f"more. One of them: {next(iter(faults))}"
     )
 
 

@@ -27,6 +27,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -563,9 +564,12 @@ def replacing(path: Path, keep: int = 1) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # else the new name could reach the disk before the content
-        for newer, older in reversed([*pairwise(generations(path, keep))]):
+        names = generations(path, keep)
+        for newer, older in reversed([*pairwise(names[1:])]):
             if newer.exists():
                 os.replace(newer, older)
+        if keep > 1 and path.exists():  # under two names for a moment, so that it is never without one
+            keep_copy(path, names[1])
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:  # told already
@@ -630,7 +634,14 @@ def environment(device: torch.device, world: int = 1) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "processes": world,
+        "job": torchrun_job(),
     } | versions()
+
+
+def torchrun_job() -> str | None:
+    """What all starts of one job by torchrun have in common, those after a failure too; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{platform.node()} {os.getppid()}" if name == "none" else name  # "none": one machine, no name was given
 
 
 def versions() -> dict[str, str]:
@@ -689,6 +700,8 @@ class Log:
                 raise ValueError(f"{self.metrics}: a line of it is damaged; mend or remove it") from error
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(kept))
+        # TensorBoard's own thread keeps an error and raises it in ours, with the next number; it need not print it too.
+        self.told, threading.excepthook = threading.excepthook, self._tell
         self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -702,7 +715,17 @@ class Log:
         if self.main:
             self.event(step, numbers)
             for name, value in numbers.items():
-                self.writer.add_scalar(name, value, step)
+                self._show(self.writer.add_scalar, name, value, step)
+
+    def _show(self, add: Callable, *what: object) -> None:
+        try:
+            add(*what)
+        except OSError as error:
+            raise cannot_write(self.folder / "tensorboard" / "events", error.strerror) from error
+
+    def _tell(self, failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            self.told(failure)
 
     def event(self, step: int, content: dict) -> None:
         """One line of metrics.jsonl."""
@@ -726,7 +749,7 @@ class Log:
         """A PNG in pictures/, and the same to TensorBoard."""
         if self.main:
             write_picture(self.picture_path(epoch), image)
-            self.writer.add_image("flow", image, step)
+            self._show(self.writer.add_image, "flow", image, step)
 
     def advance(self, steps: int = 1, text: str | None = None) -> None:
         """Moves the progress bar, and sets what stands behind it."""
@@ -743,7 +766,9 @@ class Log:
     def close(self) -> None:
         if self.main:
             self.bar.close()
-            self.writer.close()
+            with suppress(OSError):  # of a disk that is full: told already, and metrics.jsonl has the same numbers
+                self.writer.close()
+            threading.excepthook = self.told
 
 
 # ------------------------------------------------------------------------------------------------ measurement
@@ -1952,7 +1977,7 @@ def one_line(error: Exception) -> str:
     """What an error says, in one line; of an error in a loader's worker process, without that worker's traceback."""
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = re.sub(r"^\w+: ", "", text.splitlines()[-1])
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
     return " ".join(text.split())
 
 

@@ -403,8 +403,15 @@ def load_weights(path: str | Path) -> dict:
 def load_checkpoint(path: str | Path) -> dict:
     """A checkpoint that train.py has written; raises as `load_weights`, and ValueError where parts are missing."""
     checkpoint = load_weights(path)
-    if not {"model", "config", "step"} <= checkpoint.keys():
+    kinds = {"model": dict, "config": dict, "step": int}
+    if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()) or checkpoint["step"] < 0:
         raise ValueError(f"{path}: not a checkpoint of train.py; it must hold model, config and step")
+    try:  # a tensor of stride 0 claims a size that it does not have
+        size = sum(value.numel() * value.element_size() for value in checkpoint["model"].values())
+    except AttributeError as error:
+        raise ValueError(f"{path}: not a checkpoint of train.py; its model holds other things than tensors") from error
+    if size > os.path.getsize(path):
+        raise ValueError(f"{path}: not a checkpoint of train.py; its tensors are larger than the file")
     return checkpoint
 
 
@@ -429,6 +436,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
             raise ValueError(f"{path}: its weights are not those of its configuration; take another, or train anew")
         model = MCJEPA(*parts, task=settings["task"])
         model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
         raise ValueError(f"{path}: weights and configuration do not fit this version ({error})") from error
     return model.eval().to(device)

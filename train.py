@@ -67,6 +67,7 @@ from evaluate import (
     one_line,
     save_checkpoint,
     shapes_pairs,
+    torchrun_job,
 )
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
 
@@ -81,7 +82,7 @@ PLACES = ("data_root", "video_dir", "image_dir", "backbone")
 """Fields of `Config` that name where data lie."""
 FAULTS_OF_MACHINES = {
     "out of memory|can't allocate memory": "out of memory: make --image-batch or --video-batch smaller",
-    "DataLoader worker": "a process that loads data was ended, perhaps for want of memory: take fewer --workers",
+    r"DataLoader worker \(pid": "a process that loads data was ended, perhaps for want of memory: take fewer --workers",
     "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; what it said stands above, or on "
     "another machine",
 }
@@ -261,7 +262,7 @@ PRESETS = {
 
 def read_config(arguments: list[str]) -> Config:
     """The command line: a preset's name or a config.json, if it begins with one, then flags (tyro prints the help)."""
-    default = PRESETS["paper"]
+    default, from_file = PRESETS["paper"], bool(arguments) and arguments[0].endswith(".json")
     if arguments and not arguments[0].startswith("-"):
         first, *arguments = arguments
         if first not in PRESETS and not first.endswith(".json"):
@@ -274,11 +275,9 @@ def read_config(arguments: list[str]) -> Config:
         if word == "--resume" and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
             arguments = [*arguments[: place + 1], "auto", *arguments[place + 1 :]]
     config = tyro.cli(Config, default=default, args=arguments, description=__doc__)
-    # After a process has died, torchrun gives the same command again (--max-restarts).
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and checkpoints(config.output_dir)
-    if config.resume == Path("auto") or restarted:
+    if config.resume == Path("auto") or began_before(config.output_dir):
         config = replace(config, resume=config.output_dir / "checkpoint.pt")
-    flow_start_given = any(re.match("--flow.start.epoch", word) for word in arguments)
+    flow_start_given = from_file or any(re.match("--flow.start.epoch", word) for word in arguments)
     if config.strategy in ("frozen", "finetune") and config.init and not flow_start_given:
         config = replace(config, flow_start_epoch=0.0)
     return config
@@ -304,6 +303,21 @@ def read_config_file(path: Path) -> Config:
         else:
             words += [flag, *map(str, value if isinstance(value, list) else [value])]
     return tyro.cli(Config, default=PRESETS["paper"], args=words)
+
+
+def began_before(folder: Path) -> bool:
+    """Whether this is a further start of the job that has begun the run in a folder.
+
+    After a process has died, torchrun gives the same command again (--max-restarts). It counts these starts, but on
+    each machine apart, and tells those where no process has died of none.
+    """
+    job, record = torchrun_job(), folder / "environment.json"
+    if job is None or not record.is_file() or not checkpoints(folder):
+        return False
+    try:
+        return json.loads(record.read_text()).get("job") == job
+    except (ValueError, AttributeError):
+        return False
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -356,7 +370,7 @@ def check(config: Config, world: int) -> None:
     if here and config.resume is None:
         raise ValueError(f"{config.output_dir} already holds a run: go on with --resume, or give another --output-dir")
     if here and config.resume.resolve() not in (config.output_dir.resolve() / "checkpoint.pt", *here):
-        raise ValueError(f"{config.output_dir} already holds a run, another than --resume: give another --output-dir")
+        raise ValueError(f"{config.output_dir} already holds a run; from {config.resume} on, give another --output-dir")
 
 
 def learns_content(config: Config) -> bool:
@@ -509,29 +523,29 @@ def load_parts(model: MCJEPA, path: Path) -> str:
     return f"weights from {path}" + (f"; it has no {' and no '.join(sorted(absent))}: starts anew" if absent else "")
 
 
-def newest_checkpoint(path: Path) -> tuple[dict, list[str]]:
-    """A checkpoint, or where it is broken or missing the one before; and a sentence about each that was passed over.
+def newest_checkpoint(path: Path) -> tuple[dict, dict[Path, str]]:
+    """A checkpoint, or where it is broken or missing the one before; and what is to be told of each passed over.
 
     Raises:
         FileNotFoundError, ValueError: there is none that can be read.
     """
-    passed = []
+    passed: dict[Path, str] = {}
     for candidate in dict.fromkeys((path, *checkpoints(path.parent))) if path.name == "checkpoint.pt" else (path,):
         try:
             checkpoint = load_checkpoint(candidate)
         except (FileNotFoundError, ValueError) as error:
-            passed.append(str(error))
+            passed[candidate] = str(error)
             continue
-        return checkpoint, [f"{sentence}. Going on from {candidate.name}" for sentence in passed]
-    raise (ValueError if path.exists() else FileNotFoundError)(f"--resume: {'; '.join(passed)}")
+        return checkpoint, {each: f"{told}. Going on from {candidate.name}" for each, told in passed.items()}
+    raise (ValueError if path.exists() else FileNotFoundError)(f"--resume: {'; '.join(passed.values())}")
 
 
-def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[dict, list[str]]:
+def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[dict, dict[Path, str]]:
     """`--resume`: model, optimizer and random states as they were.
 
     Returns the checkpoint, and what is to be told about others that are broken.
     """
-    checkpoint, told = newest_checkpoint(config.resume)
+    checkpoint, passed = newest_checkpoint(config.resume)
     if not {"optimizer", "random"} <= checkpoint.keys():
         raise ValueError(f"--resume {config.resume}: holds weights only; start a new run from them with --init")
     # A field that the checkpoint does not know yet had its default.
@@ -549,13 +563,13 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
             if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                 raise ValueError("the optimizer's state has other sizes")
         restore_random_states(checkpoint["random"])
-        checkpoint["step"] = int(checkpoint["step"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        checkpoint["watch"] = dict(checkpoint.get("watch", {}))
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         reason = one_line(error)[:300]
         raise ValueError(
             f"--resume {config.resume}: what it holds does not fit its configuration ({reason})"
         ) from error
-    return checkpoint, told
+    return checkpoint, passed
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -651,7 +665,9 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     )
 
 
-def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimizer, watch: "Watch") -> None:
+def save(
+    config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimizer, watch: "Watch", lengths: dict
+) -> None:
     """checkpoint.pt: all that `resume` and `mcjepa.load_model` need."""
     state = {
         "model": model.state_dict(),
@@ -660,6 +676,7 @@ def save(config: Config, step: int, model: MCJEPA, optimizer: torch.optim.Optimi
         "random": random_states(),
         "config": as_json(config),
         "watch": watch.state(),
+        "lengths": lengths,
     }
     save_checkpoint(config.output_dir / "checkpoint.pt", state, config.keep_checkpoints)
 
@@ -675,7 +692,11 @@ def keep_best(config: Config, plan: Plan, log: Log, step: int) -> None:
     if step not in errors and not totals:  # an epoch shorter than --log-every
         return
     score, comparable = errors[step] if step in errors else sum(totals) / len(totals), plan.settled() + plan.per_epoch
-    rivals = [other for at, other in log.values("score").items() if comparable <= at < step]
+    rivals = [
+        other
+        for at, other in log.values("score").items()
+        if comparable <= at < step and plan.tasks(at - 1) == plan.tasks(step - 1)  # they may alternate by epochs
+    ]
     log.event(step, {"score": score})
     if score <= min(rivals, default=score) or step < comparable:
         keep_copy(config.output_dir / "checkpoint.pt", config.output_dir / "best.pt")
@@ -726,6 +747,7 @@ def take_step(
     if not torch.stack([losses.total.detach(), *norms.values()]).isfinite().all():  # waits for the GPU once
         bad = [name for name, value in losses.unweighted.items() if not math.isfinite(value)]
         bad += [f"gradient of {name}" for name, norm in norms.items() if not math.isfinite(norm)]
+        bad = bad or ["total"]
     bad = in_all_processes(bad)
     if bad:
         for buffer, before in buffers:
@@ -943,6 +965,19 @@ def own_device() -> torch.device:
     return device
 
 
+def meet(backend: str) -> None:
+    """Starts the process group.
+
+    Since torchrun's processes share its own store, those that it starts anew may read there the addresses of those that
+    have died, and wait for them (pytorch issue 135712): each start gets names of its own. Several agents count their
+    starts apart, so that they cannot; they need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (see the README).
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+        store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
 def check_alike(values: dict[str, object]) -> None:
     """Raises Alike, in one line, where the processes differ in one of these: they would learn different things."""
     everywhere: list = [None] * dist.get_world_size()
@@ -976,24 +1011,36 @@ def train(config: Config) -> None:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
 
     model, optimizer = build(config, device)
-    start, state, told = 0, {}, []
+    lengths = {"pairs": videos and len(videos), "images": images and len(images)}
+    start, state, passed = 0, {}, {}
     if config.resume:  # a run that goes on has the weights of --init behind it
-        checkpoint, told = resume(config, model, optimizer)
-        start, state, init = checkpoint["step"], checkpoint.get("watch", {}), checkpoint["config"].get("init")
+        checkpoint, passed = resume(config, model, optimizer)
+        start, state, init = checkpoint["step"], checkpoint["watch"], checkpoint["config"].get("init")
         config = replace(config, init=Path(init) if init else None)
+        for name, length in checkpoint.get("lengths", {}).items():
+            if length != lengths[name]:
+                raise ValueError(
+                    f"--resume {config.resume}: the data were {length} {name} then, and are {lengths[name]} now; bring "
+                    "them back, or begin a new run from it with --init"
+                )
     elif config.init:
-        told = [load_parts(model, config.init)]
-    if main:
-        print("".join(f"{sentence}\n" for sentence in told), end="", flush=True)
+        sentence = load_parts(model, config.init)
+        if main:
+            print(sentence, flush=True)
     plan = make_plan(config, videos, images)
     pairs = picture_pairs(config, videos, video_transform) if main else []
     if world > 1:
         if device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        meet("nccl" if device.type == "cuda" else "gloo")
         settings = {name: value for name, value in flat(as_json(config)).items() if name not in (*HARMLESS, *PLACES)}
-        lengths = {"number of pairs": videos and len(videos), "number of images": images and len(images)}
-        check_alike({"first step": start} | lengths | settings)
+        settings |= {name: getattr(config, name) for name in ("bad_files", "max_bad_steps")}
+        numbers = {f"number of {name}": length for name, length in lengths.items()}
+        check_alike({"first step": start, "last step": plan.last} | numbers | settings)
+    for path, sentence in passed.items() if main else ():  # none of the processes reads it any more
+        print(sentence, flush=True)
+        if path.exists():  # out of the row, that it may not push a good one out
+            path.rename(path.with_name(f"broken-{path.name}"))
     video = Feed(config, videos, video_transform, config.video_batch, rank, world) if learn_flow else None
     images = Feed(config, images, image_transform, config.image_batch, rank, world) if learn_content else None
     with closing(Log(config.output_dir, start, plan.last, main)) as log, stop_signals() as came:
@@ -1001,7 +1048,7 @@ def train(config: Config) -> None:
             log.record("config", as_json(config))
             log.record("environment", environment(device, world))
         watch = Watch(config, log, state)
-        done = learn(config, plan, start, device, model, optimizer, video, images, log, watch, pairs, came)
+        done = learn(config, plan, start, device, model, optimizer, video, images, log, watch, pairs, lengths, came)
         if main and done < plan.last:
             log.say(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
     if main and done >= plan.last:
@@ -1024,13 +1071,16 @@ def learn(
     log: Log,
     watch: Watch,
     pairs: list,
+    lengths: dict,
     came: list[str],
 ) -> int:
     """The steps of a run from `start` on, to the end or to a signal in `came`; returns how many are done then."""
-    epoch = plan.epoch(start)
-    picture = log.main and log.picture_path(epoch)
-    if log.main and videos and epoch and plan.ends_epoch(start) and not picture.exists():
-        end_of_epoch(config, plan, model, pairs, log, start)  # the run was stopped just after `save`
+    if log.main and start:
+        if not (config.output_dir / "checkpoint.pt").exists():  # it came from elsewhere, or the newest was broken
+            save(config, start, model, optimizer, watch, lengths)
+        measured_before = start in log.values("score") and (not videos or log.picture_path(plan.epoch(start)).exists())
+        if plan.ends_epoch(start) and not measured_before:  # the run was stopped just after `save`
+            end_of_epoch(config, plan, model, pairs, log, start)
     flow_steps, content_steps = plan.taken(start)
     latest, done = {}, start
     parallel, since, seen = model, time.perf_counter(), (flow_steps, content_steps)
@@ -1085,7 +1135,7 @@ def learn(
             latest.clear()
         stop = any(kind == "signal" for kind, _ in news)
         if log.main and (plan.ends_epoch(done) or done % config.checkpoint_every == 0 or stop):
-            save(config, done, model, optimizer, watch)
+            save(config, done, model, optimizer, watch, lengths)
         if plan.ends_epoch(done):
             if log.main:
                 end_of_epoch(config, plan, model, pairs, log, done)
@@ -1106,8 +1156,7 @@ def main() -> None:
         # What fails before the processes meet fails in all of a machine: its first tells, then torchrun ends them.
         told_by_another = int(os.environ.get("LOCAL_RANK", 0)) > 0 and not dist.is_initialized()
         if told_by_another or (isinstance(error, Alike) and int(os.environ.get("RANK", 0)) > 0):
-            time.sleep(30)
-            sys.exit(1)
+            time.sleep(30)  # still there: it was alone
         sys.exit(f"error: {one_line(error)}")
     except RuntimeError as error:
         remedy = next((remedy for sign, remedy in FAULTS_OF_MACHINES.items() if re.search(sign, str(error))), None)

@@ -6,6 +6,7 @@ experiments/faults.py has the long ones, and the helpers that both use.
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_train import TINY, command, fails, run, write_frames
 
 import train
@@ -112,6 +114,9 @@ def test_from_a_broken_checkpoint_the_run_goes_back_to_the_one_before_and_says_s
     told = [line for line in capsys.readouterr().out.splitlines() if "Going on from checkpoint.1.pt" in line]
     assert len(told) == 1 and "checkpoint.pt: " in told[0]
     assert_same_weights(folder, whole)
+    # The broken one is out of the row: it pushes no good one out.
+    assert all(load_checkpoint(path) for path in train.checkpoints(folder)) and len(train.checkpoints(folder)) == 3
+    assert (folder / "broken-checkpoint.pt").exists() == (kind != "gone")
 
 
 def test_without_any_whole_checkpoint_the_resume_fails_in_one_line(monkeypatch, tmp_path, capsys):
@@ -123,23 +128,26 @@ def test_without_any_whole_checkpoint_the_resume_fails_in_one_line(monkeypatch, 
     assert "checkpoint.pt: not a checkpoint" in line and "checkpoint.1.pt: not a checkpoint" in line
 
 
-def test_a_kill_between_two_names_leaves_a_checkpoint(monkeypatch, tmp_path):
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_kill_between_two_names_leaves_the_newest_checkpoint_where_it_was(moment, monkeypatch, tmp_path):
     path = tmp_path / "a.pt"
-    for content in ("old", "newer"):
-        with replacing(path, keep=2) as temporary:
+    for content in ("oldest", "older", "newer"):
+        with replacing(path, keep=3) as temporary:
             temporary.write_text(content)
+    assert [each.read_text() for each in generations(path, 3)] == ["newer", "older", "oldest"]
     moves, replace = [], os.replace
 
-    def stop_at_second(source, target):
+    def stop(source, target):
         moves.append(target)
-        if len(moves) == 2:
+        if len(moves) == moment:
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", stop_at_second)
-    with pytest.raises(KeyboardInterrupt), replacing(path, keep=2) as temporary:
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt), replacing(path, keep=3) as temporary:
         temporary.write_text("newest")
-    assert generations(path, 2)[1].read_text() == "newer"
+    assert path.read_text() == "newer" and moves[-1] == (*reversed(generations(path, 3)[1:]), path)[moment - 1]
+    assert not list(tmp_path.glob(".partial-*"))
 
 
 def test_the_best_checkpoint_is_that_of_the_epoch_with_the_lowest_error(monkeypatch, tmp_path):
@@ -239,13 +247,42 @@ def test_a_file_that_is_no_configuration_is_told_in_one_line(content, monkeypatc
     assert "no such file" in fails(monkeypatch, capsys, tmp_path / "none.json")
 
 
-def test_after_torchrun_has_restarted_the_same_command_goes_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["a-job", "none"])
+def test_after_torchrun_has_restarted_the_same_command_goes_on(name, monkeypatch, tmp_path, capsys):
     whole, folder = tmp_path / "whole", tmp_path / "run"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     run(monkeypatch, *TINY, "--epochs", 1, "--output-dir", whole)  # killed before the first checkpoint: from the start
     run(monkeypatch, *TINY, "--epochs", 1, "--output-dir", folder, "--max-steps", 2)
     run(monkeypatch, *TINY, "--epochs", 1, "--output-dir", folder)
     assert_same_weights(folder, whole)
+    # A folder that another job has left is refused also then.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another-job")
+    assert "already holds a run" in fails(monkeypatch, capsys, *TINY, "--epochs", 1, "--output-dir", folder)
+
+
+def test_a_resume_into_another_folder_at_the_end_of_an_epoch_has_a_best_checkpoint_there(monkeypatch, tmp_path):
+    flags = [*TINY, "--epochs", 2]
+    run(monkeypatch, *flags, "--output-dir", tmp_path / "whole")
+    run(monkeypatch, *flags, "--output-dir", tmp_path / "a", "--max-steps", 4)
+    run(monkeypatch, *flags, "--output-dir", tmp_path / "b", "--resume", tmp_path / "a/checkpoint.pt")
+    assert_same_weights(tmp_path / "b", tmp_path / "whole")
+    assert load_model(tmp_path / "b" / "best.pt")
+
+
+def test_data_that_have_changed_are_told_on_resume(monkeypatch, tmp_path, capsys):
+    images = write_frames(tmp_path / "images", 12)
+    flags = [*TINY, "--task", "vicreg", "--image-dir", images, "--output-dir", tmp_path / "run"]
+    run(monkeypatch, *flags, "--max-steps", 2)
+    (images / "003.png").unlink()
+    assert "the data were 12 images then, and are 11 now" in fails(monkeypatch, capsys, *flags, "--resume")
+
+
+def test_a_config_file_keeps_the_flow_start_of_a_frozen_run(monkeypatch, tmp_path):
+    flags = ["--strategy", "frozen", "--init", tmp_path / "a.pt", "--flow-start-epoch", 1]
+    config = train.read_config([*map(str, [*TINY, *flags])])
+    (tmp_path / "config.json").write_text(json.dumps(train.as_json(config)))
+    assert train.read_config([str(tmp_path / "config.json")]) == config and config.flow_start_epoch == 1
 
 
 def _differing(rank: int, file: str) -> None:
@@ -273,6 +310,26 @@ def test_odd_images_are_read_as_they_look_and_bad_ones_told_with_their_reason(tm
             load_image(tmp_path / "images" / name)
     found = [path.name for path in find_files(tmp_path / "images", (".png", ".jpg"))]
     assert sorted(found) == sorted([*bad, *good])  # the folder that links to itself is walked once
+
+
+def test_pixels_of_32_bits_are_told_and_never_black(tmp_path):
+    for kind in (np.int32, np.float32):
+        Image.fromarray(np.arange(256, dtype=kind).reshape(16, 16)).save(tmp_path / "a.tif")
+        with pytest.raises(BadFile, match="a.tif: not a readable image"):
+            load_image(tmp_path / "a.tif")
+
+
+def test_a_picture_whose_exif_is_damaged_is_read_and_upright(tmp_path, monkeypatch):
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+
+    def damaged(*_):
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", damaged)
+    assert np.array_equal(load_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), np.rot90(picture, -1))
 
 
 def test_folders_that_link_to_each_other_are_walked_once(tmp_path):
@@ -471,6 +528,32 @@ def test_a_checkpoint_whose_configuration_promises_a_giant_is_refused_before_mem
     torch.save(state, tmp_path / "giant.pt")
     with pytest.raises(ValueError, match="giant.pt: its weights are not those of its configuration"):
         load_model(tmp_path / "giant.pt")
+
+
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(monkeypatch, tmp_path):
+    run(monkeypatch, *TINY, "--output-dir", tmp_path / "run", "--max-steps", 1)
+    state = checkpoint(tmp_path / "run")
+    del state["optimizer"]  # most of the file
+    state["model"] = {name: torch.zeros(()).expand(4000, 4000) for name in state["model"]}
+    torch.save(state, tmp_path / "stride_0.pt")
+    assert (tmp_path / "stride_0.pt").stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match="stride_0.pt: not a checkpoint of train.py; its tensors are larger"):
+        load_model(tmp_path / "stride_0.pt")
+
+
+@pytest.mark.parametrize(
+    "part, content",
+    [("config", [1]), ("model", [1]), ("model", {"a": 1}), ("step", float("inf")), ("step", -3), ("watch", [1])],
+)
+def test_a_checkpoint_whose_parts_are_of_other_kinds_is_told_in_one_line(part, content, monkeypatch, tmp_path, capsys):
+    run(monkeypatch, *TINY, "--output-dir", tmp_path / "run", "--max-steps", 1)
+    state = checkpoint(tmp_path / "run")
+    torch.save(state | {part: content}, tmp_path / "odd.pt")
+    line = fails(monkeypatch, capsys, *TINY, "--resume", tmp_path / "odd.pt", "--output-dir", tmp_path / "next")
+    assert "odd.pt" in line
+    if part == "model":
+        line = fails(monkeypatch, capsys, *TINY, "--init", tmp_path / "odd.pt", "--output-dir", tmp_path / "next")
+        assert "odd.pt" in line
 
 
 def test_a_resume_from_weights_or_optimizer_of_other_sizes_is_told_in_one_line(monkeypatch, tmp_path, capsys):
