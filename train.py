@@ -978,6 +978,11 @@ def meet(backend: str) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
+def lengths_of(videos: Dataset | None, images: Dataset | None) -> dict[str, int | None]:
+    """How much data there are, by name: of other data the same seed would make another run."""
+    return {"pairs": videos and len(videos), "images": images and len(images)}
+
+
 def check_alike(values: dict[str, object]) -> None:
     """Raises Alike, in one line, where the processes differ in one of these: they would learn different things."""
     everywhere: list = [None] * dist.get_world_size()
@@ -1011,7 +1016,7 @@ def train(config: Config) -> None:
         print(f"no {' and no '.join(embedded)}: training on MovingShapes, the embedded data, in its place")
 
     model, optimizer = build(config, device)
-    lengths = {"pairs": videos and len(videos), "images": images and len(images)}
+    lengths = lengths_of(videos, images)
     start, state, passed = 0, {}, {}
     if config.resume:  # a run that goes on has the weights of --init behind it
         checkpoint, passed = resume(config, model, optimizer)
@@ -1039,16 +1044,16 @@ def train(config: Config) -> None:
         check_alike({"first step": start, "last step": plan.last} | numbers | settings)
     for path, sentence in passed.items() if main else ():  # none of the processes reads it any more
         print(sentence, flush=True)
-        if path.exists():  # out of the row, that it may not push a good one out
+        if path.exists() and path.parent == config.output_dir:  # out of the row: it shall push no good one out
             path.rename(path.with_name(f"broken-{path.name}"))
-    video = Feed(config, videos, video_transform, config.video_batch, rank, world) if learn_flow else None
-    images = Feed(config, images, image_transform, config.image_batch, rank, world) if learn_content else None
+    video_feed = Feed(config, videos, video_transform, config.video_batch, rank, world) if learn_flow else None
+    image_feed = Feed(config, images, image_transform, config.image_batch, rank, world) if learn_content else None
     with closing(Log(config.output_dir, start, plan.last, main)) as log, stop_signals() as came:
         if start < plan.last:  # else there is nothing to do, and the record stays that of the steps done
             log.record("config", as_json(config))
             log.record("environment", environment(device, world))
         watch = Watch(config, log, state)
-        done = learn(config, plan, start, device, model, optimizer, video, images, log, watch, pairs, lengths, came)
+        done = learn(config, plan, start, device, model, optimizer, video_feed, image_feed, log, watch, pairs, came)
         if main and done < plan.last:
             log.say(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
     if main and done >= plan.last:
@@ -1071,10 +1076,10 @@ def learn(
     log: Log,
     watch: Watch,
     pairs: list,
-    lengths: dict,
     came: list[str],
 ) -> int:
     """The steps of a run from `start` on, to the end or to a signal in `came`; returns how many are done then."""
+    lengths = lengths_of(videos and videos.data, images and images.data)
     if log.main and start:
         if not (config.output_dir / "checkpoint.pt").exists():  # it came from elsewhere, or the newest was broken
             save(config, start, model, optimizer, watch, lengths)

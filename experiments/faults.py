@@ -1,6 +1,6 @@
 """Faults that a run of days meets, tried on a tiny run: what survives, and what is lost.
 
-    python experiments/faults.py                    # all of them, about 25 minutes on two CPU cores
+    python experiments/faults.py                    # all of them, 13 minutes on two CPU cores
     python experiments/faults.py --only kill fuzz   # those whose names begin so
 
 Prints a table: how often each fault was tried, survived (the run went on to the same weights, bit for bit, or ended in
