@@ -144,7 +144,7 @@ def undisturbed(folder: Path, flags: list[object], processes: int = 1) -> Path:
 
 def kills(base: Path, count: int, processes: int) -> Row:
     """`kill -9` of all processes of a run, again and again: every second time while a checkpoint is being written."""
-    steps = 3 * count + 8
+    steps = 8 * count + 8  # enough that it is not done before the last kill
     flags = [*TINY, "--epochs", -(-steps // 8)]
     reference = undisturbed(base / f"reference_{processes}_{steps}", flags, processes)
     folder, rng, halves, done = base / f"killed_{processes}", random.Random(0), 0, 0
