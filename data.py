@@ -1541,6 +1541,23 @@ class MaskedVideo(NamedTuple):
     """Of each frame; None where there is no file."""
 
 
+def _masked_video(folder: Path, folder_of_masks: Path) -> MaskedVideo:
+    """A sequence of DAVIS; raises as `find_masked_videos`."""
+    frames = [path for path in find_files(folder, IMG_EXTENSIONS) if path.parent == folder]
+    masks = [folder_of_masks / f"{frame.stem}.png" for frame in frames]
+    if not frames:
+        raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
+    lost = {mask.stem for mask in _glob(folder_of_masks, "*.png")} - {frame.stem for frame in frames}
+    if lost:
+        raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
+    twice = [later for frame, later in pairwise(frames) if frame.stem == later.stem]
+    if twice:
+        raise ValueError(f"{twice[0]}: this frame is there twice, with two endings; remove one")
+    if not masks[0].is_file():
+        raise FileNotFoundError(f"{masks[0]}: missing; a sequence needs the mask of its first frame")
+    return MaskedVideo(folder.name, frames, [mask if mask.is_file() else None for mask in masks])
+
+
 def find_masked_videos(
     root: Path,
     split: str = "val",
@@ -1607,22 +1624,10 @@ def find_masked_videos(
     unknown = sorted(set(sequences) - set(names))
     if unknown:
         raise ValueError(f"--sequences: there is no {', '.join(unknown)} in {root} (--split {split})")
-    videos = []
-    for name in [name for name in names if not sequences or name in sequences]:
-        folders = [home / kind / wanted / name for kind in ("JPEGImages", "Annotations")]
-        frames = [path for path in find_files(folders[0], IMG_EXTENSIONS) if path.parent == folders[0]]
-        masks = [folders[1] / f"{frame.stem}.png" for frame in frames]
-        if not frames:
-            raise FileNotFoundError(f"{folders[0]}: no frames in it; unpack DAVIS again")
-        lost = {mask.stem for mask in _glob(folders[1], "*.png")} - {frame.stem for frame in frames}
-        if lost:
-            raise FileNotFoundError(f"{folders[0] / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
-        twice = [later for frame, later in pairwise(frames) if frame.stem == later.stem]
-        if twice:
-            raise ValueError(f"{twice[0]}: this frame is there twice, with two endings; remove one")
-        if not masks[0].is_file():
-            raise FileNotFoundError(f"{masks[0]}: missing; a sequence needs the mask of its first frame")
-        videos.append(MaskedVideo(name, frames, [mask if mask.is_file() else None for mask in masks]))
+    names = [name for name in names if not sequences or name in sequences]
+    videos = [
+        _masked_video(home / "JPEGImages" / wanted / name, home / "Annotations" / wanted / name) for name in names
+    ]
     if not videos:
         raise FileNotFoundError(f"{listed or home / 'JPEGImages' / wanted}: no sequence in it")
     return videos, notes

@@ -1064,6 +1064,17 @@ def train(config: Config) -> None:
         dist.destroy_process_group()
 
 
+def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Module:
+    """The model, or DDP around it, which waits for every gradient that may come: wrap anew where that changes."""
+    if not dist.is_initialized():
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=config.strategy.startswith("alternate"),
+    )
+
+
 def learn(
     config: Config,
     plan: Plan,
@@ -1088,18 +1099,13 @@ def learn(
             end_of_epoch(config, plan, model, pairs, log, start)
     flow_steps, content_steps = plan.taken(start)
     latest, done = {}, start
-    parallel, since, seen = model, time.perf_counter(), (flow_steps, content_steps)
+    since, seen = time.perf_counter(), (flow_steps, content_steps)
     for step in range(start, plan.last):
         flow, content = plan.tasks(step)
         if step in (start, plan.flow_start):
             latest.clear()
             choose_parts(config, model, flow_has_started=step >= plan.flow_start)
-            if dist.is_initialized():  # DDP waits for the gradient of all that may have one: wrap anew
-                parallel = DistributedDataParallel(
-                    model,
-                    device_ids=[device.index] if device.type == "cuda" else None,
-                    find_unused_parameters=config.strategy.startswith("alternate"),
-                )
+            parallel = over_processes(config, model, device)
         video, video_faults = videos.take(flow_steps, device) if flow else (None, [])
         views, image_faults = images.take(content_steps, device) if content else (None, [])
         losses, norms, bad = take_step(config, plan, step, flow_steps, parallel, optimizer, video, views)
