@@ -179,6 +179,15 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.forward(ctx, gradient)
 
 
+def total(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The sum over all processes, with gradients to each; x itself in a single one.
+
+    Where every process computes the same loss from the sum, the gradients that come back to one are world_size times
+    its share; DDP's mean over the processes takes that factor away.
+    """
+    return _AllReduce.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
+
+
 class SyncBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d whose statistics in training are those of the batches of all processes together.
 
@@ -192,9 +201,9 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         world = dist.get_world_size()
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = _AllReduce.apply(x.mean(dim=0)) / world
+        mean = total(x.mean(dim=0)) / world
         centred = x - mean
-        variance = _AllReduce.apply(centred.square().mean(dim=0)) / world
+        variance = total(centred.square().mean(dim=0)) / world
         with torch.no_grad():
             n = x.shape[0] * world
             self.num_batches_tracked += 1
@@ -218,6 +227,14 @@ class Expander(nn.Sequential):
             channels = width
         super().__init__(*layers, nn.Linear(channels, widths[-1], bias=False))
 
-    def forward(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "n d"]:
-        """Pooled features (n, c) to embeddings (n, d)."""
-        return super().forward(x)
+    def forward(self, x: Float[Tensor, "n c"], views: int = 1) -> Float[Tensor, "n d"]:
+        """Pooled features to embeddings.
+
+        Args:
+            x: of one view, or of several, stacked. As in the official code each has batch statistics of its own; but
+                the large matrices are read once for all.
+        """
+        for layer in self:
+            per_view = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            x = torch.cat([layer(view) for view in x.chunk(views)]) if per_view else layer(x)
+        return x

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from encoder import Expander, build_encoder
+from encoder import Expander, build_encoder, total
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (
     cycle_consistency_loss,
@@ -135,6 +135,19 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
     return _AllGather.apply(x.contiguous())
+
+
+@torch.no_grad()
+def deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
+    """Of each level: the deviation over the positions of all processes, averaged over the channels."""
+    moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
+    variances, means = gather(torch.cat(moments, dim=1)[None]).unbind(
+        dim=1
+    )  # all levels at once: (processes, channels)
+    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+    levels = variance.split([features.shape[1] for features in pyramid])
+    counts = [variances.shape[0] * features.numel() / features.shape[1] for features in pyramid]
+    return [(level * n / (n - 1)).sqrt().mean() for level, n in zip(levels, counts, strict=True)]
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -285,6 +298,7 @@ class MCJEPA(nn.Module):
             flow = resize_flow(flows[-1], size)
             visible, visible_share = self._visible(flow, masks)
             regression, cycle, spread = [], [], images.new_zeros(())
+            several = total if dist.is_initialized() and dist.get_world_size() > 1 else None
             for level, features in enumerate(pyramid):
                 # A level finer than the estimator's last (stride 2) takes the final flow at its own size.
                 flow_l = flows[level] if level < len(flows) else resize_flow(flow, features.shape[2:])
@@ -293,10 +307,8 @@ class MCJEPA(nn.Module):
                 regression.append(regression_loss(features, warped, visible_l))
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
                 cycle.append(cycle_consistency_loss(features, cycled, visible_l))
-                everywhere = gather(features)
-                spread = spread + variance_covariance_loss(everywhere, loss.variance[level], loss.covariance[level])
-                stride = self.encoder.strides[level]
-                monitor[f"deviation/stride_{stride}"] = everywhere.detach().std(dim=(0, 2, 3)).mean()
+                weights = loss.variance[level], loss.covariance[level]
+                spread = spread + variance_covariance_loss(features, *weights, total=several)
 
             reconstruction, smoothness = self._image_terms(images, flow, visible)
             if loss.coarse_levels:
@@ -308,6 +320,8 @@ class MCJEPA(nn.Module):
         terms["smoothness"] = (smoothness, balance * loss.smoothness)
         terms["cycle"] = (sum(cycle), balance * loss.cycle)
         terms["variance_covariance"] = (spread, balance * regularisation)
+        for stride, deviation in zip(self.encoder.strides, deviations(pyramid), strict=True):
+            monitor[f"deviation/stride_{stride}"] = deviation
         monitor["visible"] = visible_share
         monitor["flow_length"] = torch.hypot(*flow.detach().unbind(dim=1)).mean()
 
@@ -364,8 +378,7 @@ class MCJEPA(nn.Module):
     def _content_terms(self, view_1, view_2, terms, monitor) -> None:
         """VICReg on the pooled features of the coarsest level."""
         pooled = self.encode(torch.cat((view_1, view_2)))[0].mean(dim=(2, 3))
-        # The views go through the expander one after the other, as in the official code: a batch norm each.
-        x, y = (at_least_float32(self.expander(half)) for half in pooled.chunk(2))
+        x, y = at_least_float32(self.expander(pooled, views=2)).chunk(2)
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)

@@ -75,7 +75,7 @@ IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
 HARMLESS = (
     "output_dir", "resume", "init", "max_steps", "workers", "log_every", "checkpoint_every", "validation_pairs",
-    "show_data", "keep_checkpoints", "bad_files", "max_bad_steps", "collapse_below",
+    "show_data", "compile", "keep_checkpoints", "bad_files", "max_bad_steps", "collapse_below",
 )  # fmt: skip
 """Fields of `Config` that may differ when a run is resumed."""
 PLACES = ("data_root", "video_dir", "image_dir", "backbone")
@@ -196,6 +196,9 @@ class Config:
     """Occlusion masks are on from so long after the flow start (field: untrained flows mask everything)."""
     precision: Literal["auto", "float32"] = "auto"
     """auto: bfloat16 autocast on a GPU that has it, else float32. (On a CPU bfloat16 saved no time and gave NaN.)"""
+
+    compile: bool = False
+    """torch.compile: some minutes at the start and where the tasks change, then faster steps."""
 
     log_every: int = 20
     """Steps between two lines of metrics."""
@@ -648,8 +651,9 @@ def make_plan(config: Config, videos: Dataset | None, images: Dataset | None) ->
 def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Optimizer]:
     """The model, and AdamW over its parts, each a group by name; the estimator has a learning rate apart."""
     torch.manual_seed(config.seed)
-    model = MCJEPA(config.model, config.loss, config.task, config.backbone)
-    model.to(device)
+    model = MCJEPA(config.model, config.loss, config.task, config.backbone).to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # what its tensor cores want; on a CPU the step takes as long
     groups = [
         {
             "name": name,
@@ -1065,14 +1069,18 @@ def train(config: Config) -> None:
 
 
 def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Module:
-    """The model, or DDP around it, which waits for every gradient that may come: wrap anew where that changes."""
-    if not dist.is_initialized():
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=config.strategy.startswith("alternate"),
-    )
+    """The model in DDP, which waits for every gradient that may come, compiled if wanted: anew where that changes.
+
+    The state dict stays the model's own.
+    """
+    parallel: nn.Module = model
+    if dist.is_initialized():
+        parallel = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=config.strategy.startswith("alternate"),
+        )
+    return torch.compile(parallel) if config.compile else parallel
 
 
 def learn(

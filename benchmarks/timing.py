@@ -1,0 +1,139 @@
+"""How the benchmarks measure: ways that take turns, peaks of memory, and what the machine can do at most."""
+
+import math
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+Way = Callable[[], Sequence[Tensor] | None]
+"""One way to do a thing; returns what it computed, gradients too."""
+
+
+def wait(device: torch.device) -> None:
+    """Until the GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turns(ways: dict[str, Way], repeats: int, device: torch.device, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times, one way after the other in each round: what disturbs one disturbs all."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-warmup, repeats):
+        for name, way in ways.items():
+            wait(device)
+            start = time.perf_counter()
+            way()
+            wait(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(way: Way, device: torch.device) -> float:
+    """The most memory that a way takes beyond what is held before it, in GB. On a CPU: in a process of its own."""
+    if device.type == "cuda":
+        way()  # workspaces of the libraries
+        wait(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        way()
+        wait(device)
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e9
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    held = peak_of_process()
+    way()
+    return peak_of_process() - held
+
+
+def peak_of_process() -> float:
+    """The most memory that this process has held, in GB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1e6
+    except (OSError, IndexError):
+        unit = 1e9 if platform.system() == "Darwin" else 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest relative difference between tensors of two ways, each by its norm."""
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
+    return max((a - b).norm().item() / max(b.norm().item(), 1e-12) for a, b in pairs)
+
+
+class Spread(NamedTuple):
+    """The median of several measurements, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of one value, thrice that."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * [*values]
+    return Spread(median, low, high)
+
+
+class Bytes(TorchDispatchMode):
+    """Counts what all operations within read and write, as if nothing stayed in a cache; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        given = [x for x in torch.utils._pytree.tree_leaves((arguments, keywords)) if isinstance(x, Tensor)]
+        made = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor)]
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+        if not is_view and function is not torch.ops.aten._unsafe_view.default:
+            self.total += sum(x.numel() * x.element_size() for x in given + made)
+        return result
+
+
+def convolution_backward(gradient_shape, x_shape, w_shape, *arguments, out_shape=None, **_) -> int:
+    """FLOPs; torch's own count takes the gradient of a depthwise convolution's weight for that of a dense one."""
+    forward = 2 * math.prod(gradient_shape) * math.prod(w_shape[1:])
+    return forward * sum(arguments[-1][:2])  # the mask of what is wanted: of the input, of the weight
+
+
+def work(way: Way) -> tuple[float, float]:
+    """FLOPs (of matrix products and convolutions, a multiplication and an addition being two) and bytes of a way."""
+    corrected = {torch.ops.aten.convolution_backward: convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=corrected) as flops:
+        way()
+    with Bytes() as traffic:
+        way()
+    return float(flops.get_total_flops()), float(traffic.total)
+
+
+def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
+    """What the machine does at most: FLOP/s of a large matrix product, bytes/s of a large copy (read and written)."""
+    n = 8192 if device.type == "cuda" else 3072
+    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in "ab")
+    source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = in_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, repeats, device)
+    return {
+        "flops": 2 * n**3 / statistics.median(seconds["product"]),
+        "bytes": 2 * source.numel() * source.element_size() / statistics.median(seconds["copy"]),
+    }
+
+
+def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """By which power costs grow with size: the slope of a straight line through their logarithms."""
+    x, y = [math.log(v) for v in sizes], [math.log(max(v, 1e-12)) for v in costs]
+    return statistics.linear_regression(x, y).slope
