@@ -26,6 +26,19 @@ def _pad_to_even(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
+class PointwiseLinear(nn.Linear):
+    """A linear layer along the last axis, on a CPU computed as a 1 x 1 convolution.
+
+    The same numbers to rounding. torch multiplies matrices by MKL, which leaves half of an AMD processor unused, and
+    convolutions by oneDNN, which does not: a training step of ConvNeXt-T takes 7.0 s instead of 9.3 (2 cores, Zen 5).
+    """
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w d"]:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+
+
 class ConvNeXtPyramid(nn.Module):
     """ConvNeXt-T (Liu et al., 2022) with 6 levels: strides 64 ... 2, channels 768, 384, 192, 96, 48, 48.
 
@@ -41,6 +54,9 @@ class ConvNeXtPyramid(nn.Module):
         super().__init__()
         # torchvision: [stem, stage, downsample, stage, downsample, stage, downsample, stage], so that its keys fit.
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
+        for layer in self.features.modules():
+            if type(layer) is nn.Linear:
+                layer.__class__ = PointwiseLinear  # keeps its weights, and their names
         self.features[0] = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 2, 2), LayerNorm2d(n_out, eps=1e-6))
             for n_in, n_out in ((3, 48), (48, 48), (48, 96))

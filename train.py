@@ -1079,6 +1079,7 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             find_unused_parameters=config.strategy.startswith("alternate"),
+            gradient_as_bucket_view=True,  # else the gradients are there twice
         )
     return torch.compile(parallel) if config.compile else parallel
 

@@ -96,7 +96,7 @@ def measure(device: torch.device, repeats: int, limits: dict[str, float]) -> dic
             "seconds": spread(measured),
             "flops": flops,
             "bytes": traffic,
-            "share_of_flops": flops / median / limits["flops"],
+            "share_of_flops": flops / median / max(limits["matrices"], limits["convolution"]),
             "share_of_bytes": traffic / median / limits["bytes"],
         }
     return result

@@ -13,9 +13,8 @@ import torch.multiprocessing as mp
 from contests import one_step, paper_batch
 from timing import in_turns, spread, work
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from train import IMAGENET_SIZE, PRESETS, build
+from train import IMAGENET_SIZE, PRESETS, build, over_processes
 
 WORLD = 2
 
@@ -52,7 +51,7 @@ def process(rank: int, folder: str, repeats: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     device = torch.device("cpu")
     model, optimizer = build(PRESETS["paper"], device)
-    parallel = DistributedDataParallel(model)
+    parallel = over_processes(PRESETS["paper"], model, device)
     batch = paper_batch(device)
     sent: Counter = Counter()
     with (

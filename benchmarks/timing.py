@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,7 +54,7 @@ def peak_memory(way: Way, device: torch.device) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
     held = peak_of_process()
     way()
-    return peak_of_process() - held
+    return max(peak_of_process() - held, 0.0)
 
 
 def peak_of_process() -> float:
@@ -120,16 +121,28 @@ def work(way: Way) -> tuple[float, float]:
 
 
 def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
-    """What the machine does at most: FLOP/s of a large matrix product, bytes/s of a large copy (read and written)."""
-    n = 8192 if device.type == "cuda" else 3072
-    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """What the machine does at most: FLOP/s of a large product, bytes/s of a large copy (read and written).
+
+    The product is one of matrices or a convolution, whichever is faster: they come from different libraries.
+    """
+    gpu = device.type == "cuda"
+    n, kind = (8192, torch.bfloat16) if gpu else (3072, torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in "ab")
-    source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
+    image = torch.randn(128 if gpu else 8, 256, 64, 64, device=device, dtype=kind)
+    image = image.to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device, dtype=kind)
+    source = torch.randn(2**28 if gpu else 2**26, device=device)
     target = torch.empty_like(source)
-    seconds = in_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, repeats, device)
+    ways = {
+        "matrices": lambda: a @ b,
+        "convolution": lambda: F.conv2d(image, weight, padding=1),
+        "copy": lambda: target.copy_(source),
+    }
+    best = {name: min(seconds) for name, seconds in in_turns(ways, repeats, device).items()}
     return {
-        "flops": 2 * n**3 / statistics.median(seconds["product"]),
-        "bytes": 2 * source.numel() * source.element_size() / statistics.median(seconds["copy"]),
+        "matrices": 2 * n**3 / best["matrices"],
+        "convolution": 2 * image.numel() * weight[0].numel() / best["convolution"],
+        "bytes": 2 * source.numel() * source.element_size() / best["copy"],
     }
 
 

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
+from encoder import PointwiseLinear, build_encoder
 from flow import correlation
 from losses import variance_covariance_loss, vicreg_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig, deviations
@@ -75,6 +76,21 @@ def test_correlation_takes_tensors_of_any_layout(layout):
     else:
         x, y, expected = (v[:1].expand(3, -1, -1, -1) for v in (x, y, expected))
     torch.testing.assert_close(correlation(x, y), expected)
+
+
+def test_a_linear_layer_as_a_convolution_equals_the_linear_layer_gradients_too():
+    layer = torch.nn.Linear(5, 7).double()
+    x = normal(0, 2, 3, 4, 5)
+    inputs = (x, layer.weight, layer.bias)
+
+    def through(kind):
+        return values_and_gradients(
+            lambda x, w, b: torch.func.functional_call(kind(5, 7).double(), {"weight": w, "bias": b}, x), *inputs
+        )
+
+    assert_the_same(through(PointwiseLinear), through(torch.nn.Linear))
+    layers = [m for m in build_encoder("convnext_tiny").modules() if isinstance(m, torch.nn.Linear)]
+    assert len(layers) == 2 * (3 + 3 + 9 + 3) and all(isinstance(m, PointwiseLinear) for m in layers)
 
 
 @few
@@ -277,7 +293,7 @@ def test_the_parts_of_a_step_cover_it(monkeypatch):
     monkeypatch.setitem(train.PRESETS, "paper", small)
     monkeypatch.setattr(contests, "CROP", (64, 128))
     monkeypatch.setattr(contests, "IMAGES", 4)
-    result = parts.measure(CPU, 1, {"flops": 1e11, "bytes": 1e10})
+    result = parts.measure(CPU, 1, {"matrices": 1e11, "convolution": 2e11, "bytes": 1e10})
     whole = result.pop("whole step")
     assert whole["flops"] == pytest.approx(sum(row["flops"] for row in result.values()), rel=0.02)
     assert whole["bytes"] == pytest.approx(sum(row["bytes"] for row in result.values()), rel=0.25)
