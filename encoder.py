@@ -195,7 +195,7 @@ class _AllReduce(torch.autograd.Function):
         return _AllReduce.forward(ctx, gradient)
 
 
-def total(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def sum_over_processes(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The sum over all processes, with gradients to each; x itself in a single one.
 
     Where every process computes the same loss from the sum, the gradients that come back to one are world_size times
@@ -217,9 +217,9 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         world = dist.get_world_size()
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = total(x.mean(dim=0)) / world
+        mean = sum_over_processes(x.mean(dim=0)) / world
         centred = x - mean
-        variance = total(centred.square().mean(dim=0)) / world
+        variance = sum_over_processes(centred.square().mean(dim=0)) / world
         with torch.no_grad():
             n = x.shape[0] * world
             self.num_batches_tracked += 1
@@ -247,8 +247,9 @@ class Expander(nn.Sequential):
         """Pooled features to embeddings.
 
         Args:
-            x: of one view, or of several, stacked. As in the official code each has batch statistics of its own; but
-                the large matrices are read once for all.
+            x: of one view, or of several, stacked.
+            views: how many. As in the official code each has batch statistics of its own; but the large matrices are
+                read once for all.
         """
         for layer in self:
             per_view = isinstance(layer, nn.modules.batchnorm._BatchNorm)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from encoder import Expander, build_encoder, total
+from encoder import Expander, build_encoder, sum_over_processes
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (
     cycle_consistency_loss,
@@ -141,9 +141,8 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
 def deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
     """Of each level: the deviation over the positions of all processes, averaged over the channels."""
     moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
-    variances, means = gather(torch.cat(moments, dim=1)[None]).unbind(
-        dim=1
-    )  # all levels at once: (processes, channels)
+    everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
+    variances, means = everywhere.unbind(dim=1)
     variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
     levels = variance.split([features.shape[1] for features in pyramid])
     counts = [variances.shape[0] * features.numel() / features.shape[1] for features in pyramid]
@@ -298,7 +297,7 @@ class MCJEPA(nn.Module):
             flow = resize_flow(flows[-1], size)
             visible, visible_share = self._visible(flow, masks)
             regression, cycle, spread = [], [], images.new_zeros(())
-            several = total if dist.is_initialized() and dist.get_world_size() > 1 else None
+            across = sum_over_processes if dist.is_initialized() and dist.get_world_size() > 1 else None
             for level, features in enumerate(pyramid):
                 # A level finer than the estimator's last (stride 2) takes the final flow at its own size.
                 flow_l = flows[level] if level < len(flows) else resize_flow(flow, features.shape[2:])
@@ -308,7 +307,7 @@ class MCJEPA(nn.Module):
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
                 cycle.append(cycle_consistency_loss(features, cycled, visible_l))
                 weights = loss.variance[level], loss.covariance[level]
-                spread = spread + variance_covariance_loss(features, *weights, total=several)
+                spread = spread + variance_covariance_loss(features, *weights, sum_over_processes=across)
 
             reconstruction, smoothness = self._image_terms(images, flow, visible)
             if loss.coarse_levels:

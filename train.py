@@ -82,6 +82,8 @@ PLACES = ("data_root", "video_dir", "image_dir", "backbone")
 """Fields of `Config` that name where data lie."""
 FAULTS_OF_MACHINES = {
     "out of memory|can't allocate memory": "out of memory: make --image-batch or --video-batch smaller",
+    r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++, on a GPU "
+    "triton too, or leave it out",
     r"DataLoader worker \(pid": "a process that loads data was ended, perhaps for want of memory: take fewer --workers",
     "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; what it said stands above, or on "
     "another machine",
@@ -563,8 +565,11 @@ def resume(config: Config, model: MCJEPA, optimizer: torch.optim.Optimizer) -> t
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         for parameter, state in optimizer.state.items():  # torch does not compare their sizes
-            if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-                raise ValueError("the optimizer's state has other sizes")
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != parameter.shape:
+                    raise ValueError("the optimizer's state has other sizes")
+                # Nor their strides, which the fused AdamW takes for the parameter's: channels_last on a GPU only.
+                state[name] = torch.empty_like(parameter).copy_(state[name])
         restore_random_states(checkpoint["random"])
         checkpoint["watch"] = dict(checkpoint.get("watch", {}))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
@@ -720,7 +725,7 @@ def take_step(
 
     Args:
         flow_steps: how many steps before this one have learned flow.
-        model: MCJEPA, or DDP around it.
+        model: MCJEPA, or DDP around it, or either compiled.
         video, views: this process's batches; None for a task that does not learn in this step.
 
     Returns:
@@ -1043,7 +1048,7 @@ def train(config: Config) -> None:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         meet("nccl" if device.type == "cuda" else "gloo")
         settings = {name: value for name, value in flat(as_json(config)).items() if name not in (*HARMLESS, *PLACES)}
-        settings |= {name: getattr(config, name) for name in ("bad_files", "max_bad_steps")}
+        settings |= {name: getattr(config, name) for name in ("bad_files", "max_bad_steps", "compile")}
         numbers = {f"number of {name}": length for name, length in lengths.items()}
         check_alike({"first step": start, "last step": plan.last} | numbers | settings)
     for path, sentence in passed.items() if main else ():  # none of the processes reads it any more

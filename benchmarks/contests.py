@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,14 +17,13 @@ from timing import Way
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-import mcjepa
 from data import ShapeImages, ShapePairs, TwoViews, make_loader
 from encoder import ENCODERS
 from evaluate import propagate_labels
 from flow import correlation, estimate_flow_pyramid, warp
 from losses import smoothness_loss, ssim_distance, vicreg_loss
 from mcjepa import MCJEPA, ModelConfig, swap_frames
-from train import IMAGENET_SIZE, as_floats
+from train import IMAGENET_SIZE, PRESETS, as_floats, build, over_processes
 
 CROP = (384, 832)
 """The paper's video crop."""
@@ -43,6 +43,8 @@ class Contest(NamedTuple):
     """The package that the other side comes from."""
     same: float | None = 1e-4
     """The relative difference that the results may have; None: they are different things."""
+    same_on_gpu: float | None = None
+    """The same where TF32 or bf16 is at work."""
 
 
 def installed(package: str | None) -> bool:
@@ -122,14 +124,23 @@ def both_flows(encoder: str) -> Callable[[torch.device], dict[str, Way]]:
             pyramid = model.encode(images)
             return learn(estimate_flow_pyramid(model.estimator, pyramid, [swap_frames(x) for x in pyramid]))
 
-        def two_passes() -> list[Tensor]:
+        def two_estimates() -> list[Tensor]:
+            pyramid = model.encode(images)
+            estimate = plain.two_passes(estimate_flow_pyramid)
+            return learn(estimate(model.estimator, pyramid, [swap_frames(x) for x in pyramid]))
+
+        def two_calls() -> list[Tensor]:
             halves = []
-            for order in ((0, 1), (1, 0)):
-                source, target = (model.encode(images[i : i + 1]) for i in order)
-                halves.append(estimate_flow_pyramid(model.estimator, source, target))
+            for order in ([0, 1], [1, 0]):
+                source, target = plain.split(model.encode(images[order]))
+                halves.append(estimate_flow_pyramid(model.estimator, [*source], [*target]))
             return learn([torch.cat(level) for level in zip(*halves, strict=True)])
 
-        return {"both at once": one_pass, "two passes": two_passes}
+        return {
+            "both at once": one_pass,
+            "encoded once, estimated twice": two_estimates,
+            "two passes": two_calls,
+        }
 
     return build
 
@@ -138,17 +149,14 @@ def image_losses(device: torch.device) -> dict[str, Way]:
     import kornia
 
     def theirs(image_1: Tensor, image_2: Tensor, flow: Tensor) -> list[Tensor]:
-        b, _, h, w = flow.shape
+        h, w = flow.shape[2:]
         rows = torch.arange(h, device=device).view(h, 1)
         columns = torch.arange(w, device=device).view(1, w)
         warped = kornia.geometry.transform.remap(
             image_2, flow[:, 0] + columns, flow[:, 1] + rows, padding_mode="border", align_corners=True
         )
         ssim = kornia.losses.ssim_loss(image_1, warped, 3, padding="valid")
-        # Made for one channel of depth, and without Eq. 4's lambda of 10.
-        smoothness = kornia.losses.inverse_depth_smoothness_loss(
-            flow.reshape(2 * b, 1, h, w), 10 * image_1.repeat_interleave(2, dim=0)
-        )
+        smoothness = kornia.losses.inverse_depth_smoothness_loss(flow, 10 * image_1)  # 10: lambda of Eq. 4
         return [warped, smoothness, ssim]
 
     def ours(image_1: Tensor, image_2: Tensor, flow: Tensor) -> list[Tensor]:
@@ -197,7 +205,7 @@ def inference(device: torch.device) -> dict[str, Way]:
         def run_pwc_net() -> list[Tensor]:
             return [network({"images": images.transpose(0, 1)})["flows"]]
 
-        ways["ptlflow PWC-Net"] = run_pwc_net
+        ways["ptlflow PWC-Net (correlation in PyTorch)"] = run_pwc_net
     return ways
 
 
@@ -222,45 +230,63 @@ def paper_batch(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
+def without_learning(model: nn.Module, **keywords) -> torch.optim.Optimizer:
+    """AdamW at a rate of 0: it costs the same, and all repeats compute the same."""
+    return torch.optim.AdamW([{"params": [*part.parameters()]} for part in model.children()], lr=0.0, **keywords)
+
+
 def step(device: torch.device) -> dict[str, Way]:
-    """The whole step: all that makes it fast, against nothing of it. On a GPU also bf16, channels_last, compile."""
-    batch, gpu, ways = paper_batch(device), device.type == "cuda", {}
-    for name, kind in (("train.py", MCJEPA), ("plain", plain.PlainMCJEPA)):
-        torch.manual_seed(0)
-        model, fast = kind().to(device), kind is MCJEPA
-        if gpu and fast:
-            model = model.to(memory_format=torch.channels_last)
-        groups = [{"params": [*part.parameters()]} for part in model.children()]
-        # A learning rate of 0 changes no weights, so that all repeats compute the same, and costs the same.
-        optimizer = (
-            torch.optim.AdamW(groups, lr=0.0, fused=True) if fast else torch.optim.AdamW(groups, lr=0.0, foreach=False)
-        )
-        run = torch.compile(model) if gpu and fast else model
-        ways[name] = lambda run=run, optimizer=optimizer, fast=fast: one_step(run, optimizer, batch, gpu and fast)
+    """The whole step as train.py takes it, on a GPU in bf16, channels_last and compiled, beside a plain float32 one."""
+    config, batch, gpu = PRESETS["paper"], paper_batch(device), device.type == "cuda"
+    fast, _ = build(config, device)
+    run, optimizer = over_processes(replace(config, compile=gpu), fast, device), without_learning(fast, fused=True)
+    torch.manual_seed(config.seed)
+    slow = plain.PlainMCJEPA().to(device)
+    other = without_learning(slow)
+    return {
+        "train.py --compile" if gpu else "train.py": lambda: one_step(run, optimizer, batch, gpu),
+        "plain": lambda: one_step(slow, other, batch, False),
+    }
+
+
+def compiled(device: torch.device) -> dict[str, Way]:
+    """The pocket's step, float32, with torch.compile and without."""
+    config = PRESETS["pocket"]
+    torch.manual_seed(0)
+    coarse = torch.rand(2, config.video_batch, 3, config.crop[0] // 8, config.crop[1] // 8)
+    video = tuple(F.interpolate(x, size=config.crop, mode="bilinear").to(device) for x in coarse)
+    size = (config.image_batch, 3, config.image_size, config.image_size)
+    batch = {"video": video, "views": tuple(torch.rand(size).to(device) for _ in range(2))}
+    ways = {}
+    for name, wanted in (("--compile", True), ("eager", False)):
+        model, _ = build(config, device)
+        optimizer = without_learning(model, fused=True)
+        run = over_processes(replace(config, compile=wanted), model, device)
+        ways[name] = lambda run=run, optimizer=optimizer: one_step(run, optimizer, batch, False)
     return ways
 
 
 def shapes(device: torch.device) -> dict[str, Way]:
-    """The embedded data of one step of the paper's recipe, and the step."""
+    """The embedded data of a step of the paper's recipe, and the step; on a GPU of many steps."""
     workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     loaders = [
         iter(make_loader(ShapePairs(IMAGENET_SIZE, CROP), as_floats, 1, workers=workers)),
         iter(make_loader(ShapeImages(IMAGENET_SIZE, (224, 224)), TwoViews(224), IMAGES, workers=workers)),
     ]
-    several = 3 * workers or 1  # workers load ahead: only what they load for many steps tells how fast they are
+    several = 10 * workers or 1  # workers load two batches each ahead, while the step runs: a fifth of these
 
     def load() -> None:
-        for loader in loaders:
-            list(islice(loader, several))
+        for _ in islice(zip(*loaders, strict=True), several):
+            pass
 
-    learn = step(device)["train.py"]
+    learn = next(iter(step(device).values()))
 
     def learn_several() -> None:
         for _ in range(several):
             learn()
 
     return {
-        f"MovingShapes, {workers} workers" if workers else "MovingShapes, one process": load,
+        f"MovingShapes, {workers} workers, {several} steps" if workers else "MovingShapes, one process": load,
         "training step": learn_several,
     }
 
@@ -285,12 +311,16 @@ CONTESTS = {
     "correlation": Contest(
         "correlation, radius 4, five levels of 384 x 832", correlations, "CPU 2 x, GPU 3 x the best"
     ),
-    "both-flows": Contest("both flows of a pair, ConvNeXt-T", both_flows("convnext_tiny"), "1.5 x", same=0.02),
-    "both-flows-pwc": Contest("both flows of a pair, PWC encoder", both_flows("pwc"), "1.5 x", same=0.02),
+    "both-flows": Contest(
+        "both flows of a pair, ConvNeXt-T", both_flows("convnext_tiny"), "1.5 x", same=0.02, same_on_gpu=0.2
+    ),
+    "both-flows-pwc": Contest(
+        "both flows of a pair, PWC encoder", both_flows("pwc"), "1.5 x", same=0.02, same_on_gpu=0.2
+    ),
     "image-losses": Contest("warp, SSIM, smoothness of 2 pairs", image_losses, "1.5 x", "kornia", 0.1),
     "inference": Contest("flow of one pair of 436 x 1024", inference, "faster with the PWC encoder", same=None),
-    "step": Contest("training step, paper's size", step, "GPU 3 x", same=0.02),
+    "step": Contest("training step, paper's size", step, "GPU 3 x", same=0.02, same_on_gpu=0.1),
+    "compile": Contest("training step, pocket's size", compiled, "faster", same=0.02),
     "shapes": Contest("embedded data of a step", shapes, "never the slower", same=None),
     "propagation": Contest("label propagation, 480p", propagation, "5 x, a fifth of the memory"),
 }
-assert mcjepa  # plain.py replaces names in it

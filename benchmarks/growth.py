@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,19 +9,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from timing import in_turns, peak_memory, slope, spread  # noqa: E402
+from timing import in_turns, peak_memory, run_child, slope, spread  # noqa: E402
 
 from flow import FlowEstimator, estimate_flow_pyramid  # noqa: E402
 from mcjepa import MCJEPA, ModelConfig, swap_frames  # noqa: E402
 
-POINT = {"crop": 256, "pairs": 1, "views": 0, "size": 128, "levels": 5, "width": 1024}
+POINT = {"crop": 256, "pairs": 1, "views": 0, "size": 128, "levels": 5, "losses": True, "width": 1024}
 """Where the lines cross: video pairs alone, or views alone."""
 LINES = {
     "pixels of a pair": ("crop", (128, 192, 256, 384, 512), lambda crop: crop**2, {}),
     "pairs": ("pairs", (1, 2, 4, 8), float, {}),
     "pixels of a view": ("size", (64, 96, 128, 192, 256), lambda size: size**2, {"pairs": 0, "views": 16}),
     "views": ("views", (8, 16, 32, 64), float, {"pairs": 0}),
-    "levels of the estimator": ("levels", (1, 2, 3, 4, 5), float, {}),
+    "levels of the estimator": ("levels", (1, 2, 3, 4, 5), float, {"losses": False}),
     "width of the expander": ("width", (1024, 2048, 4096, 8192), float, {"pairs": 0, "views": 16}),
 }
 """What grows: the field of a point, its values, what is counted of it, and the rest of the point."""
@@ -32,8 +31,21 @@ REPEATS = 5
 """At most; more would take long and say little."""
 
 
-def point(device: torch.device, repeats: int, crop: int, pairs: int, views: int, size: int, levels: int, width: int):
-    """Median seconds of a forward and a backward, and their peak of memory in GB."""
+def point(
+    device: torch.device,
+    repeats: int,
+    crop: int,
+    pairs: int,
+    views: int,
+    size: int,
+    levels: int,
+    losses: bool,
+    width: int,
+) -> dict:
+    """Seconds of a forward and a backward, and their peak of memory in GB.
+
+    Without the losses it is that of encoder and estimator alone, which may then have fewer levels.
+    """
     torch.manual_seed(0)
     model = MCJEPA(ModelConfig(expander=(width,) * 3)).to(device)
     channels, strides = model.encoder.channels[:levels], model.encoder.strides[:levels]
@@ -43,7 +55,7 @@ def point(device: torch.device, repeats: int, crop: int, pairs: int, views: int,
 
     def way() -> None:
         model.zero_grad(set_to_none=True)
-        if pairs and levels < 5:  # the losses need all levels
+        if not losses:
             pyramid = model.encode(torch.cat(video))
             flows = estimate_flow_pyramid(estimator, pyramid, [swap_frames(x) for x in pyramid])
             sum(f.square().mean() for f in flows).backward()
@@ -60,9 +72,8 @@ def measure(device: torch.device, repeats: int, limits: dict[str, float]) -> dic
         rows = []
         for value in values:
             words = json.dumps(POINT | rest | {field: value})
-            command = [sys.executable, __file__, words, "--device", str(device), "--repeats", str(repeats)]
-            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-            rows.append({"size": count(value), field: value} | json.loads(printed.splitlines()[-1]))
+            measured = run_child([__file__, words, "--device", str(device), "--repeats", str(repeats)])
+            rows.append({"size": count(value), field: value} | measured)
         sizes = [row["size"] for row in rows]
         result[name] = {
             "rows": rows,

@@ -25,7 +25,10 @@ def backward(values: list[Tensor]) -> None:
 
 
 def parts(device: torch.device) -> dict[str, Way]:
-    """Each part alone, forward and backward, on inputs as the step has them; the whole step last."""
+    """Each part alone, forward and backward, on inputs as the step has them; the whole step last.
+
+    The estimator's 1 x 1 projections, and resizing and stacking between the parts, are in none of them.
+    """
     model, optimizer = build(PRESETS["paper"], device)
     batch = paper_batch(device)
     frames, views = (torch.cat(batch[name]) for name in ("video", "views"))
@@ -37,11 +40,14 @@ def parts(device: torch.device) -> dict[str, Way]:
         flows = mcjepa.estimate_flow_pyramid(model.estimator, pyramid, [mcjepa.swap_frames(f) for f in pyramid])
     features, given_flows, pooled, x, y = leaves(pyramid), leaves(flows), *leaves([pooled, x, y])
     estimator = model.estimator
-    blank = [f.new_zeros(2, e.body[0].in_channels, *f.shape[2:]) for f, e in zip(flows, estimator.levels, strict=True)]
-    inputs = leaves(blank)
+    sizes = [(2, e.body[0].in_channels, *f.shape[2:]) for f, e in zip(flows, estimator.levels, strict=True)]
+    inputs = leaves([torch.randn(size, device=device) for size in sizes])
+    given = [*model.parameters(), *features, *given_flows, pooled, x, y, *inputs]
 
     def part(function) -> Way:
         def way() -> None:
+            for leaf in given:
+                leaf.grad = None  # as after zero_grad: else adding to what is there would be timed too
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 values = function()
             backward(values)
@@ -62,13 +68,16 @@ def parts(device: torch.device) -> dict[str, Way]:
         ):
             return [model(video=batch["video"]).total]
 
+    one_step(model, optimizer, batch, bfloat16)
+    gradients = [parameter.grad for parameter in model.parameters()]
+
     def optimise() -> None:
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
 
-    whole = one_step(model, optimizer, batch, bfloat16)  # the gradients that `optimise` needs
-    del whole
     return {
         "encoder, 2 frames of 384 x 832": part(lambda: model.encode(frames)),
         "standardise, warp, correlation": part(correlate),
@@ -76,7 +85,7 @@ def parts(device: torch.device) -> dict[str, Way]:
         "losses of the flow": part(flow_losses),
         "encoder, 96 views of 224": part(lambda: [model.encode(views)[0]]),
         "expander": part(lambda: [model.expander(pooled, views=2)]),
-        "VICReg loss": lambda: backward(list(vicreg_loss(x, y))),
+        "VICReg loss": part(lambda: list(vicreg_loss(x, y))),
         "clipping and AdamW": optimise,
         "whole step": lambda: one_step(model, optimizer, batch, bfloat16),
     }
@@ -84,8 +93,8 @@ def parts(device: torch.device) -> dict[str, Way]:
 
 def measure(device: torch.device, repeats: int, limits: dict[str, float]) -> dict:
     ways = parts(device)
-    for group in ways.values():
-        group()
+    for way in ways.values():
+        way()
     counted = {name: work(way) for name, way in ways.items()}
     seconds = in_turns(ways, min(repeats, REPEATS), device, warmup=1)
     result = {}

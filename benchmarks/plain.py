@@ -74,7 +74,8 @@ def split(pyramid: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
 
 
 class PlainMCJEPA(MCJEPA):
-    """The same model, written plainly: a pass for each frame, view and direction, 81 shifts, d x d covariances."""
+    """The same model, written plainly: a pass of the encoder for each frame and view, one of the estimator for each
+    direction, 81 shifts, VICReg's d x d covariances. (The expander, and Eq. 6, stay as they are.)"""
 
     def encode(self, images: Tensor) -> list[Tensor]:
         encode = super().encode

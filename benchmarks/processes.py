@@ -1,8 +1,8 @@
 """What several processes send each other in a training step, what it costs on two, and what to expect of many GPUs."""
 
-import os
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -17,8 +17,6 @@ from torch import Tensor
 from train import IMAGENET_SIZE, PRESETS, build, over_processes
 
 WORLD = 2
-
-
 REPEATS = 3
 """At most; more would take long and say little."""
 
@@ -33,8 +31,8 @@ def local_gather(parts: list[Tensor], x: Tensor, *_, **__) -> None:
         part.copy_(x)
 
 
-def counting(sent: Counter, name: str, function, of):
-    """A collective that counts the bytes that a process gives to it."""
+def counting(sent: Counter, name: str, function: Callable, of: int) -> Callable:
+    """A collective that counts the bytes that a process gives to it, in its argument number `of`."""
 
     def call(*arguments, **keywords):
         x = arguments[of]
@@ -45,9 +43,9 @@ def counting(sent: Counter, name: str, function, of):
     return call
 
 
-def process(rank: int, folder: str, repeats: int) -> None:
+def process(rank: int, folder: str, repeats: int, threads: int) -> None:
     """One of two: counts what a step sends, and times steps with and without the sending."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORLD))
+    torch.set_num_threads(threads)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     device = torch.device("cpu")
     model, optimizer = build(PRESETS["paper"], device)
@@ -76,7 +74,7 @@ def process(rank: int, folder: str, repeats: int) -> None:
 
 def measure(device: torch.device, repeats: int, limits: dict[str, float]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(process, (folder, repeats), nprocs=WORLD)
+        mp.spawn(process, (folder, repeats, max(1, torch.get_num_threads() // WORLD)), nprocs=WORLD)
         measured = torch.load(Path(folder) / "result.pt", weights_only=True)
     model, optimizer = build(PRESETS["paper"], torch.device("cpu"))
     flops, traffic = work(lambda: one_step(model, optimizer, paper_batch(torch.device("cpu")), False))
@@ -97,17 +95,17 @@ NVLINK, NETWORK = 300e9, 40e9
 def expect(flops: float, traffic: float, sent: dict) -> dict:
     """On paper: the seconds of a step and the hours of 100 epochs of the paper, on 8 GPUs and on 8 nodes of 8.
 
-    The batch of each process stays that of the paper's 8, so that 8 nodes make an eighth of the steps. bf16 halves the
-    bytes. Of a ring each process sends and receives (n - 1) / n of the tensor, twice in an all-reduce; nothing of it
-    is hidden behind the computation.
+    The batch of each process stays that of the paper's 8, so that 8 nodes make an eighth of the steps; all epochs cost
+    what those with flow do. bf16 halves the bytes (taken for all of them). In a ring each process sends (n - 1) / n of
+    a tensor, twice for a sum; nothing of it is hidden behind the computation.
     """
     computing = max(flops / GPU_FLOPS, traffic / 2 / GPU_BYTES) / OF_THE_CEILING
     result = {}
     for name, world, speed in (("8 GPUs", 8, NVLINK), ("8 nodes of 8 GPUs", 64, NETWORK)):
-        reduced = 2 * (world - 1) / world * (sent["gradients"] + sent.get("all_reduce", 0))
-        # The backward of a gather reduces what all have gathered. Counted on two: there it is in all_reduce.
-        gathered = (world - 1) * sent.get("all_gather", 0)
-        sending = (reduced + gathered) / speed
+        gathered = sent["all_gather"]
+        moments = sent["all_reduce"] - WORLD * gathered  # a gather's backward is a sum of what all have gathered
+        summed = sent["gradients"] + moments + world * gathered
+        sending = (2 * (world - 1) / world * summed + (world - 1) * gathered) / speed
         steps = 100 * IMAGENET_SIZE / (PRESETS["paper"].image_batch * world / 8)
         result[name] = {
             "computing": computing,
@@ -121,11 +119,11 @@ def show(result: dict) -> str:
     sent = result["sent"]
     both, alone, share = result["seconds"]["with"], result["seconds"]["without"], result["share"]
     lines = [
-        f"Two processes, a step of the paper's size in each: {both[0]:.2f} s, without sending {alone[0]:.2f} s: "
-        f"{share[0]:.1%} of the time ({share[1]:.1%} to {share[2]:.1%}).",
-        f"Each gives {sent['gradients'] / 1e6:,.0f} MB of gradients, {sent.get('all_gather', 0) / 1e6:,.1f} MB to "
-        f"{sent.get('calls of all_gather', 0)} gathers, {sent.get('all_reduce', 0) / 1e6:,.1f} MB to "
-        f"{sent.get('calls of all_reduce', 0)} sums.",
+        f"Two processes on the CPU (gloo), a step of the paper's size in each: {both[0]:.2f} s, without sending "
+        f"{alone[0]:.2f} s: {share[0]:.1%} of the time ({share[1]:.1%} to {share[2]:.1%}).",
+        f"Each gives {sent['gradients'] / 1e6:,.0f} MB of gradients, {sent['all_gather'] / 1e6:,.1f} MB to "
+        f"{sent['calls of all_gather']} gathers, {sent['all_reduce'] / 1e6:,.1f} MB to "
+        f"{sent['calls of all_reduce']} sums.",
         "",
         "| expected | computing, ms | sending, ms | hours for 100 epochs |",
         "|---|---|---|---|",

@@ -1,14 +1,18 @@
 """How the benchmarks measure: ways that take turns, peaks of memory, and what the machine can do at most."""
 
+import ctypes
+import json
 import math
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +45,18 @@ def in_turns(ways: dict[str, Way], repeats: int, device: torch.device, warmup: i
 
 
 def peak_memory(way: Way, device: torch.device) -> float:
-    """The most memory that a way takes beyond what is held before it, in GB. On a CPU: in a process of its own."""
+    """The most memory that a way takes beyond what is held before it, in GB; on a CPU call it in a fresh process."""
+    way()  # workspaces of libraries, the optimizer's state
     if device.type == "cuda":
-        way()  # workspaces of the libraries
         wait(device)
         held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         way()
         wait(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 1e9
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    with suppress(OSError, AttributeError):  # Linux: what is free goes back to the system, and the peak begins anew
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
     held = peak_of_process()
     way()
     return max(peak_of_process() - held, 0.0)
@@ -70,7 +75,7 @@ def peak_of_process() -> float:
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """The largest relative difference between tensors of two ways, each by its norm."""
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
-    return max((a - b).norm().item() / max(b.norm().item(), 1e-12) for a, b in pairs)
+    return torch.stack([(a - b).norm() / b.norm().clamp(min=1e-12) for a, b in pairs]).max().item()  # NaN stays NaN
 
 
 class Spread(NamedTuple):
@@ -83,7 +88,7 @@ class Spread(NamedTuple):
 
 def spread(values: Sequence[float]) -> Spread:
     """Of one value, thrice that."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * [*values]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [*values]
     return Spread(median, low, high)
 
 
@@ -96,12 +101,24 @@ class Bytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        given = [x for x in torch.utils._pytree.tree_leaves((arguments, keywords)) if isinstance(x, Tensor)]
-        made = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor)]
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
-        if not is_view and function is not torch.ops.aten._unsafe_view.default:
-            self.total += sum(x.numel() * x.element_size() for x in given + made)
+        schema = function._schema
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        name = schema.name.removeprefix("aten::")
+        if is_view or name == "_unsafe_view" or name.startswith(("empty", "new_empty")):
+            return result
+        read, written = tensors((arguments, keywords)), tensors(result)
+        if name in ("copy_", "fill_", "zero_"):
+            read = read[1:]  # what stood there before is not looked at
+        if not schema.returns:  # as the fused AdamW, which writes into its arguments
+            changed = zip(schema.arguments, arguments, strict=False)
+            written = tensors([x for a, x in changed if a.alias_info is not None and a.alias_info.is_write])
+        self.total += sum(x.numel() * x.element_size() for x in read + written)
         return result
+
+
+def tensors(tree) -> list[Tensor]:
+    """All tensors in lists, tuples and dictionaries."""
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def convolution_backward(gradient_shape, x_shape, w_shape, *arguments, out_shape=None, **_) -> int:
@@ -144,6 +161,15 @@ def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
         "convolution": 2 * image.numel() * weight[0].numel() / best["convolution"],
         "bytes": 2 * source.numel() * source.element_size() / best["copy"],
     }
+
+
+def run_child(command: list[str]) -> Any:
+    """What a Python process of ours prints as its last line, in JSON. ValueError with its last words if it fails."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}; was the memory enough?"]
+        raise ValueError(f"{' '.join(command)}: {words[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:

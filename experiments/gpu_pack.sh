@@ -13,5 +13,10 @@ done
 tar -cf .pack/tiny.tar -C "$data/TinyImageNet" train
 tar -cf .pack/davis.tar -C .pack davis && rm -rf .pack/davis
 tar -cf .pack/middlebury.tar -C "$data" Middlebury
-pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 -d .pack/wheels beartype tyro docstring-parser typeguard
+# What Python 3.12 with torch, torchvision, numpy, scipy, OpenCV, tqdm, TensorBoard, timm and lightning still lacks: for
+# train.py, and for the benchmarks.
+pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .pack/wheels \
+  beartype tyro docstring-parser typeguard jaxtyping wadler-lindig scenedetect-headless \
+  lightly kornia kornia-rs ptlflow jsonargparse loguru typeshed-client
 du -sh .pack

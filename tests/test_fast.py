@@ -103,10 +103,11 @@ def test_vicreg_through_the_smaller_matrix_equals_the_published_form_gradients_t
 @few
 @given(seeds, st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(2, 4))
 def test_moments_summed_over_processes_give_the_loss_of_all_positions_gradients_too(seed, b, c, h, w):
-    """Processes that hold the same have twice its moments. Each gets half the gradient that its features have there."""
+    """Two processes that hold the same have twice its moments."""
     features = normal(seed, b, c, h, w)
     here = values_and_gradients(
-        lambda x: variance_covariance_loss(x, 0.7, 0.3, gamma=2.0, total=lambda moment: 2 * moment), features
+        lambda x: variance_covariance_loss(x, 0.7, 0.3, gamma=2.0, sum_over_processes=lambda moment: 2 * moment),
+        features,
     )
     joined = values_and_gradients(lambda x: variance_covariance_loss(torch.cat((x, x)), 0.7, 0.3, gamma=2.0), features)
     assert_the_same(here, joined)
@@ -204,7 +205,7 @@ def test_the_forward_compiles_into_one_graph_with_the_same_gradients(encoder, we
 def compiled_training(folder, *arguments, processes=1):
     """train.py --compile, with a compiler that takes seconds instead of minutes, or none (eager)."""
     program = "import functools, torch; torch.compile = functools.partial(torch.compile, backend='aot_eager'); "
-    program += "import train; train.main()"
+    program += "import train; train.main(); print('graphs', torch._dynamo.utils.counters['stats']['unique_graphs'])"
     (folder / "compiled.py").write_text(program)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     return run_python(*launcher, folder / "compiled.py", *arguments)
@@ -225,6 +226,8 @@ def test_a_compiled_run_learns_the_same_and_a_plain_one_goes_on_from_it(processe
         folder = tmp_path / name
         done = compiled_training(tmp_path, *TINY, *flags, "--output-dir", folder, processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
+        graphs = [int(n) for n in re.findall(r"graphs (\d+)", done.stdout)]
+        assert len(graphs) == processes and all((n > 0) == bool(flags) for n in graphs), done.stdout
         if flags:
             done = compiled_training(tmp_path, *TINY, "--output-dir", folder, "--resume", processes=processes)
             assert done.returncode == 0, done.stderr[-3000:]
@@ -255,7 +258,8 @@ def test_differences_and_spreads_and_slopes_are_what_they_say():
     a = torch.tensor([3.0, 4.0])
     assert timing.difference([a, a], [a, 2 * a]) == pytest.approx(0.5)
     assert math.isnan(timing.difference([a], [a * math.nan]))
-    assert timing.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == (3.0, 1.5, 4.5)
+    assert math.isnan(timing.difference([a, a], [a, a * math.nan]))
+    assert timing.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == (3.0, 2.0, 4.0)
     assert timing.spread([2.0]) == (2.0, 2.0, 2.0)
     assert timing.slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2.0)
 
@@ -272,6 +276,14 @@ def test_flops_and_bytes_of_a_product_are_counted_backward_too():
         weight = torch.ones(6, 6 // groups, 3, 3, requires_grad=True)
         flops, _ = timing.work(lambda g=groups, w=weight: F.conv2d(image, w, padding=1, groups=g).sum().backward())
         assert flops == 3 * 2 * 6 * (6 // groups) * 9 * 64
+    given = torch.ones(6), torch.ones(6)
+    assert timing.work(lambda: given[0].copy_(given[1]))[1] == 4 * 2 * 6
+    parameter = torch.nn.Parameter(torch.ones(1000))
+    parameter.grad = torch.ones(1000)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    optimizer.step()
+    traffic = timing.work(optimizer.step)[1]  # reads weight, gradient, two moments; writes all but the gradient (torch:
+    assert 4 * 7 * 1000 <= traffic < 4 * 8.2 * 1000  # the gradient too, where it is scaled)
     assert timing.work(lambda: a.detach().view(20, 10).T)[1] == 0  # views move nothing
 
 

@@ -96,9 +96,11 @@ def _gradient_of_one_process(rank: int, world: int, file: str, flow: bool) -> No
     model, batches = _model_and_batches(flow)
     share = {k: tuple(x.chunk(world)[rank] for x in v) for k, v in batches.items()}
     parallel = DistributedDataParallel(model)  # must outlive the backward pass, whose gradients it averages
-    parallel(**share).total.backward()
+    losses = parallel(**share)
+    losses.total.backward()
     if rank == 0:
-        torch.save({k: p.grad for k, p in model.named_parameters() if p.grad is not None}, file + ".pt")
+        gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+        torch.save((gradients, losses.monitor), file + ".pt")
     dist.destroy_process_group()
 
 
@@ -106,9 +108,13 @@ def _gradient_of_one_process(rank: int, world: int, file: str, flow: bool) -> No
 def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow, tmp_path):
     file = str(tmp_path / "meeting")
     mp.spawn(_gradient_of_one_process, args=(2, file, flow), nprocs=2)
-    gradients = torch.load(file + ".pt", weights_only=True)
+    gradients, monitor = torch.load(file + ".pt", weights_only=True)
     model, batches = _model_and_batches(flow)
-    model(**batches).total.backward()
+    losses = model(**batches)
+    losses.total.backward()
+    for name, value in losses.monitor.items():
+        if name.startswith("deviation/") and name != "deviation/pooled":  # that one is of the process alone
+            torch.testing.assert_close(monitor[name], value, rtol=1e-9, atol=0, msg=name)
     expected = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert expected.keys() == gradients.keys()
     assert any(k.startswith("estimator") for k in expected) == flow
