@@ -250,7 +250,7 @@ def step(device: torch.device) -> dict[str, Way]:
 
 
 def compiled(device: torch.device) -> dict[str, Way]:
-    """The pocket's step, float32, with torch.compile and without."""
+    """The pocket's step in float32, as train.py takes it with --compile and without."""
     config = PRESETS["pocket"]
     torch.manual_seed(0)
     coarse = torch.rand(2, config.video_batch, 3, config.crop[0] // 8, config.crop[1] // 8)
@@ -258,7 +258,7 @@ def compiled(device: torch.device) -> dict[str, Way]:
     size = (config.image_batch, 3, config.image_size, config.image_size)
     batch = {"video": video, "views": tuple(torch.rand(size).to(device) for _ in range(2))}
     ways = {}
-    for name, wanted in (("--compile", True), ("eager", False)):
+    for name, wanted in (("compiled", True), ("eager", False)):
         model, _ = build(config, device)
         optimizer = without_learning(model, fused=True)
         run = over_processes(replace(config, compile=wanted), model, device)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -239,6 +240,30 @@ def test_a_compiled_run_learns_the_same_and_a_plain_one_goes_on_from_it(processe
         assert len(names) == 3
         numbers.append([line["total"] for line in steps] + [line.get(k, 0) for line in steps[:4] for k in names])
     assert numbers[0] == pytest.approx(numbers[1], rel=2e-3)
+
+
+def test_moments_of_another_layout_are_the_same_numbers_after_a_resume(monkeypatch, tmp_path):
+    """A GPU keeps convolutions channels_last, and its optimizer's moments; the fused AdamW does not look at strides."""
+
+    def run(folder, *flags):
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", *TINY, "--learning-rate", "1e-3", "--output-dir", str(folder), *flags]
+        )
+        train.main()
+        return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+    checkpoint = run(tmp_path / "a", "--max-steps", "4")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    changed = 0
+    for state in checkpoint["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].ndim == 4:
+                state[name] = state[name].to(memory_format=torch.channels_last)
+                changed += not state[name].is_contiguous()
+    assert changed > 20
+    torch.save(checkpoint, tmp_path / "b/checkpoint.pt")
+    ours, theirs = (run(tmp_path / name, "--resume")["model"] for name in "ab")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # -------------------------------------------------------------------------------------------------- the measurements
