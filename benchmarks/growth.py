@@ -73,8 +73,8 @@ def measure(device: torch.device, repeats: int, limits: dict[str, float]) -> dic
         for value in values:
             words = json.dumps(POINT | rest | {field: value})
             measured = run_child([__file__, words, "--device", str(device), "--repeats", str(repeats)])
-            rows.append({"size": count(value), field: value} | measured)
-        sizes = [row["size"] for row in rows]
+            rows.append({"counted": count(value), field: value} | measured)
+        sizes = [row["counted"] for row in rows]
         result[name] = {
             "rows": rows,
             "slope_seconds": slope(sizes, [row["seconds"][0] for row in rows]),
@@ -87,7 +87,7 @@ def show(result: dict) -> str:
     lines = ["| what grows | from, to | ms | slope | GB | slope |", "|---|---|---|---|---|---|"]
     for name, line in result.items():
         rows = line["rows"]
-        ends = f"{rows[0]['size']:,.0f}, {rows[-1]['size']:,.0f}"
+        ends = f"{rows[0]['counted']:,.0f}, {rows[-1]['counted']:,.0f}"
         times = f"{1e3 * rows[0]['seconds'][0]:,.0f}, {1e3 * rows[-1]['seconds'][0]:,.0f}"
         memory = f"{rows[0]['gigabytes']:.2f}, {rows[-1]['gigabytes']:.2f}"
         lines.append(

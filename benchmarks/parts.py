@@ -44,13 +44,17 @@ def parts(device: torch.device) -> dict[str, Way]:
     inputs = leaves([torch.randn(size, device=device) for size in sizes])
     given = [*model.parameters(), *features, *given_flows, pooled, x, y, *inputs]
 
+    def forget() -> None:
+        """As zero_grad in a step: each part pays for its own gradients, and adds them to none that are there."""
+        for leaf in given:
+            leaf.grad = None
+
     def part(function) -> Way:
         def way() -> None:
-            for leaf in given:
-                leaf.grad = None  # as after zero_grad: else adding to what is there would be timed too
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 values = function()
             backward(values)
+            forget()
 
         return way
 
@@ -70,6 +74,7 @@ def parts(device: torch.device) -> dict[str, Way]:
 
     one_step(model, optimizer, batch, bfloat16)
     gradients = [parameter.grad for parameter in model.parameters()]
+    forget()
 
     def optimise() -> None:
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -77,6 +82,11 @@ def parts(device: torch.device) -> dict[str, Way]:
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
+        forget()
+
+    def whole() -> None:
+        one_step(model, optimizer, batch, bfloat16)
+        forget()
 
     return {
         "encoder, 2 frames of 384 x 832": part(lambda: model.encode(frames)),
@@ -87,7 +97,7 @@ def parts(device: torch.device) -> dict[str, Way]:
         "expander": part(lambda: [model.expander(pooled, views=2)]),
         "VICReg loss": part(lambda: list(vicreg_loss(x, y))),
         "clipping and AdamW": optimise,
-        "whole step": lambda: one_step(model, optimizer, batch, bfloat16),
+        "whole step": whole,
     }
 
 
