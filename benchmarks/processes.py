@@ -120,8 +120,8 @@ def show(result: dict) -> str:
     sent = result["sent"]
     both, alone, share = result["seconds"]["with"], result["seconds"]["without"], result["share"]
     lines = [
-        f"Two processes on the CPU (gloo), half of the paper's images and a pair in each: {both[0]:.2f} s, without sending "
-        f"{alone[0]:.2f} s: {share[0]:.1%} of the time ({share[1]:.1%} to {share[2]:.1%}).",
+        f"Two processes on the CPU (gloo), half of the paper's images and a pair in each: {both[0]:.2f} s, without "
+        f"sending {alone[0]:.2f} s: {share[0]:.1%} of the time ({share[1]:.1%} to {share[2]:.1%}).",
         f"Each gives {sent['gradients'] / 1e6:,.0f} MB of gradients, {sent['all_gather'] / 1e6:,.1f} MB to "
         f"{sent['calls of all_gather']} gathers, {sent['all_reduce'] / 1e6:,.1f} MB to "
         f"{sent['calls of all_reduce']} sums.",
