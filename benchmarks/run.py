@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.multiprocessing import ProcessException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -136,7 +136,12 @@ def main() -> None:
             else:
                 result[name] = OTHERS[name].measure(device, arguments.repeats, limits)
                 print("\n" + OTHERS[name].show(result[name]), flush=True)
-        except (ValueError, RuntimeError, ProcessException) as error:  # the others may still be measured
+        except (
+            ValueError,
+            RuntimeError,
+            ProcessExitedException,
+            ProcessRaisedException,
+        ) as error:  # the others may still be measured
             failed.append(f"{name}: {one_line(error)[:300]}")
             print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
