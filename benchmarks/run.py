@@ -122,7 +122,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; a large matrix product "
         f"{limits['matrices'] / 1e9:,.0f} GFLOP/s, a large convolution {limits['convolution'] / 1e9:,.0f} GFLOP/s, "
-        f"a large copy {limits['bytes'] / 1e9:,.1f} GB/s\n"
+        f"a large copy or sum {limits['bytes'] / 1e9:,.1f} GB/s\n"
     )
     if any(name in CONTESTS for name in names):
         print("| what [goal] | way | ms | times ours | GB | times ours | difference |\n|---|---|---|---|---|---|---|")
