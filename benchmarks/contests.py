@@ -187,9 +187,9 @@ def inference(device: torch.device) -> dict[str, Way]:
         return raft(*F.pad(2 * images - 1, (0, 0, 0, 4)), num_flow_updates=12)[-1:]
 
     ways = {
-        "PWC encoder": ours("pwc"),
-        "PWC encoder, estimator of 2M": ours("pwc", 1.0),
-        "ConvNeXt-T": ours("convnext_tiny"),
+        "ours, PWC encoder": ours("pwc"),
+        "ours, estimator of 2M instead of 8M": ours("pwc", 1.0),
+        "ours, ConvNeXt-T": ours("convnext_tiny"),
         "torchvision raft_small": run_raft,
     }
     if installed("ptlflow"):

@@ -100,8 +100,8 @@ def main() -> None:
     everything = [*CONTESTS, *OTHERS]
     parser.add_argument("--only", nargs="+", choices=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"))
+    parser.add_argument("--repeats", type=int, default=10, help="of each contest (10); parts and growth at most 5")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"), help="all numbers as JSON")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -125,7 +125,9 @@ def main() -> None:
         f"a large copy or sum {limits['bytes'] / 1e9:,.1f} GB/s\n"
     )
     if any(name in CONTESTS for name in names):
-        print("| what [goal] | way | ms | times ours | GB | times ours | difference |\n|---|---|---|---|---|---|---|")
+        print(
+            "| what [goal] | way | ms | time / ours | GB | memory / ours | difference |\n|---|---|---|---|---|---|---|"
+        )
     failed = []
     for name in sorted(names, key=everything.index):
         gc.collect()  # several of these take much of 24 GB

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The full-size model on one GPU, ten minutes in all; needs .pack/ (gpu_pack.sh). Usage: bash experiments/gpu.sh OUT
+# The full-size model on one GPU, eight minutes of training; needs .pack/ (gpu_pack.sh). Usage: bash experiments/gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1
+mkdir -p "$out"
 python3 -m pip install -q --no-index --no-deps --target /tmp/site .pack/wheels/*.whl
 export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1
 mkdir -p /tmp/data && for part in .pack/*.tar; do tar -xf "$part" -C /tmp/data; done

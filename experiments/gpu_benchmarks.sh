@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks on one GPU, all or those named; needs .whl/ (gpu_pack.sh) where packages are missing.
+# The benchmarks on one GPU, all or those named; with .whl/ (gpu_pack.sh) where packages are missing. Where a call may
+# take ten minutes, name a few, each time with another OUT. To try it without a GPU: DEVICE=cpu.
 # Usage: bash experiments/gpu_benchmarks.sh OUT [NAMES of benchmarks/run.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,4 +11,4 @@ if ls .whl/*.whl > /dev/null 2>&1; then
 fi
 export PYTHONUNBUFFERED=1
 mkdir -p "$out"
-python3 benchmarks/run.py --output "$out/benchmarks.json" ${1:+--only "$@"} 2>&1 | tee "$out/benchmarks.txt"
+python3 benchmarks/run.py --device "${DEVICE:-cuda}" --output "$out/benchmarks.json" ${1:+--only "$@"} 2>&1 | tee "$out/benchmarks.txt"

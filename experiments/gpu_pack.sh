@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs what gpu.sh needs into .pack/, and gpu_benchmarks.sh into .whl/ (both ignored by git), each, with the repository, under 64 MiB.
-# Usage: bash experiments/gpu_pack.sh DATA
+# Packs what gpu.sh needs into .pack/, and what gpu_benchmarks.sh needs into .whl/ (both ignored by git); each with the
+# repository is under 64 MiB. Usage: bash experiments/gpu_pack.sh DATA
 set -euo pipefail
 data=$(realpath "$1")
 cd "$(dirname "$0")/.."
