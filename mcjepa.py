@@ -49,7 +49,7 @@ class ModelConfig:
     flow_clip: float = 128.0
     """The largest flow in x and y, pixels of the image (second-hand)."""
     expander: tuple[int, ...] = (8192, 8192, 8192)
-    """Widths of the expander's layers (paper; VICReg)."""
+    """Widths of the expander's layers (field: VICReg's official code)."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class LossConfig:
     flow_balance: float = 0.1
     """Multiplies all flow losses, Eqs. 2 to 6, in the sum with the content loss (paper, Fig. 5 (3))."""
     vicreg_invariance: float = 25.0
-    """VICReg (paper)."""
+    """(field: VICReg's official code)"""
     vicreg_variance: float = 25.0
-    """VICReg (paper)."""
+    """(field: VICReg's official code)"""
     vicreg_covariance: float = 1.0
-    """VICReg (paper)."""
+    """(field: VICReg's official code)"""
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
     """How occluded pixels are found (paper: the first; field: UFlow has both)."""
     least_visible: float = 0.2

@@ -26,9 +26,9 @@ from mcjepa import MCJEPA, ModelConfig, swap_frames
 from train import IMAGENET_SIZE, PRESETS, as_floats, build, over_processes
 
 CROP = (384, 832)
-"""The paper's video crop."""
+"""The video crop of the recipe (`train.py`, preset "paper")."""
 IMAGES = 48
-"""The paper's images per process and step: 384 over 8."""
+"""Its images per process and step: 384 over 8."""
 
 
 class Contest(NamedTuple):
@@ -222,7 +222,7 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, bf
 
 
 def paper_batch(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """What a process learns from in one step of the paper's recipe."""
+    """What each of 8 processes learns from in one step of the recipe."""
     generator = torch.Generator().manual_seed(0)
     sizes = {"video": (1, 3, *CROP), "views": (IMAGES, 3, 224, 224)}
     return {

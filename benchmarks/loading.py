@@ -90,7 +90,7 @@ def main() -> None:
             continue
         pairs = FramePairs(found.clips)
         count = min(arguments.items, len(pairs)) // 8 * 8 or len(pairs)
-        pairs.pairs = pairs.pairs[:count]  # every round reads the same files, each pair once
+        pairs.pairs = pairs.pairs[:: len(pairs) // count][:count]  # every round reads the same files, each pair once
         clips = [(pairs.clips[number], places) for number, *places in pairs.pairs]
         if isinstance(clips[0][0].frames, range):
             path, frames = clips[0][0].path, [clip.frames[place] for clip, places in clips for place in places]

@@ -17,6 +17,8 @@ from torch import Tensor
 from train import IMAGENET_SIZE, PRESETS, build, over_processes
 
 WORLD = 2
+FEWER = 2
+"""So many times fewer images than in the recipe: two processes must fit into 24 GB."""
 REPEATS = 3
 """At most; more would take long and say little."""
 
@@ -51,7 +53,7 @@ def process(rank: int, folder: str, repeats: int, threads: int) -> None:
     model, optimizer = build(PRESETS["paper"], device)
     parallel = over_processes(PRESETS["paper"], model, device)
     batch = paper_batch(device)
-    batch["views"] = tuple(view[: len(view) // 2] for view in batch["views"])  # for two processes in 24 GB
+    batch["views"] = tuple(view[: len(view) // FEWER] for view in batch["views"])
     sent: Counter = Counter()
     with (
         patch("torch.distributed.all_reduce", counting(sent, "all_reduce", dist.all_reduce, 0)),
@@ -103,8 +105,9 @@ def expect(flops: float, traffic: float, sent: dict) -> dict:
     computing = max(flops / GPU_FLOPS, traffic / 2 / GPU_BYTES) / OF_THE_CEILING
     result = {}
     for name, world, speed in (("8 GPUs", 8, NVLINK), ("8 nodes of 8 GPUs", 64, NETWORK)):
-        gathered = sent["all_gather"]
-        moments = sent["all_reduce"] - WORLD * gathered  # a gather's backward is a sum of what all have gathered
+        # Embeddings are gathered, of all images. The backward of a gather is a sum of what all have gathered.
+        gathered = FEWER * sent["all_gather"]
+        moments = sent["all_reduce"] - WORLD * sent["all_gather"]
         summed = sent["gradients"] + moments + world * gathered
         sending = (2 * (world - 1) / world * summed + (world - 1) * gathered) / speed
         steps = 100 * IMAGENET_SIZE / (PRESETS["paper"].image_batch * world / 8)

@@ -71,6 +71,10 @@ def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.{0 if seconds >= 1 else 1 if seconds >= 0.01 else 2}f}"
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 10 else 0}f}"
+
+
 def show(result: dict) -> str:
     """A contest's lines of the table, in Markdown."""
     if "missing" in result:
@@ -82,13 +86,9 @@ def show(result: dict) -> str:
         time = milliseconds(row["seconds"][0])
         faster, fewer = "", ""
         if row is not ours:
-            median, low, high = row["times_ours"]
-            faster = (
-                f"**{median:.2g}** ({low:.2g} to {high:.2g})"
-                if median < 10
-                else f"**{median:.0f}** ({low:.0f} to {high:.0f})"
-            )
-            fewer = f"{row['gigabytes'] / max(ours['gigabytes'], 1e-3):.2g}"
+            median, low, high = (times(value) for value in row["times_ours"])
+            faster = f"**{median}** ({low} to {high})"
+            fewer = times(row["gigabytes"] / max(ours["gigabytes"], 1e-3))
         same = "" if row is ours or row["difference"] is None else f"{row['difference']:.0e}"
         what = f"{result['what']} [{result['goal']}]" if row is ours else ""
         lines.append(f"| {what} | {way} | {time} | {faster} | {row['gigabytes']:.3f} | {fewer} | {same} |")

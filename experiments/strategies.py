@@ -5,9 +5,10 @@
 Each strategy takes as many steps in all: the joint ones from the beginning, `frozen` and `finetune` half of them from a
 VICReg checkpoint that took the other half. Both measures are of data that was never trained on.
 
-The VICReg checkpoint is trained at 3e-4, the paper's rate: batch norms in the expander leave the scale of the features
-free, and the pocket's encoder has no normalisation of its own that would hold it. At the pocket's 2e-3 they grow to a
-deviation of 38,000 in 200 steps, where Eqs. 2 and 5, which compare features, drown the rest of the flow's losses.
+The VICReg checkpoint is trained at 3e-4, the rate of the paper's recipe: batch norms in the expander leave the scale of
+the features free, and the pocket's encoder has no normalisation of its own that would hold it. At the pocket's 2e-3
+they grow to a deviation of 38,000 in 200 steps, where Eqs. 2 and 5, which compare features, drown the rest of the
+flow's losses.
 """
 
 import argparse

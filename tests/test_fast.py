@@ -17,6 +17,7 @@ import contests
 import growth
 import parts
 import plain
+import processes
 import pytest
 import timing
 import torch
@@ -336,6 +337,23 @@ def test_the_parts_of_a_step_cover_it(monkeypatch):
     assert whole["bytes"] == pytest.approx(sum(row["bytes"] for row in result.values()), rel=0.25)
     table = parts.show(result | {"whole step": whole})
     assert len(table.splitlines()) == 2 + len(result) + 1 and "100.0%" in table
+
+
+def test_what_is_expected_of_many_gpus_follows_from_the_work_and_the_bytes():
+    """By hand. Measured are two processes with half of the images; the backward of a gather is a sum."""
+    sent = {"gradients": 600e6, "all_gather": 1e6, "all_reduce": 12e6}
+    expected = processes.expect(flops=1e12, traffic=63e9, sent=sent)
+    computing = 63e9 / 2 / 3e12 / 0.35  # 30 ms: bytes, halved by bf16, decide
+    gathered, moments = 2e6, 10e6
+    of_8 = 2 * 7 / 8 * (600e6 + moments + 8 * gathered) + 7 * gathered
+    of_64 = 2 * 63 / 64 * (600e6 + moments + 64 * gathered) + 63 * gathered
+    for name, sending, steps in (
+        ("8 GPUs", of_8 / 300e9, 100 * 1_281_167 / 384),
+        ("8 nodes of 8 GPUs", of_64 / 40e9, 100 * 1_281_167 / 3072),
+    ):
+        assert expected[name]["computing"] == pytest.approx(computing)
+        assert expected[name]["sending"] == pytest.approx(sending)
+        assert expected[name]["hours"] == pytest.approx(steps * (computing + sending) / 3600)
 
 
 def test_a_point_of_a_line_runs_at_each_number_of_levels():
