@@ -1,10 +1,12 @@
 """The contests of run.py: each thing that we do beside the same thing done by others, or as it is usually written."""
 
 import importlib.util
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -193,7 +195,7 @@ def inference(device: torch.device) -> dict[str, Way]:
         "torchvision raft_small": run_raft,
     }
     if installed("ptlflow"):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it prints what it finds uncompiled
             warnings.simplefilter("ignore")
             logging.disable()
             import ptlflow

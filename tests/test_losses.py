@@ -226,6 +226,15 @@ def test_ssim_distance_stays_right_in_float32():
     close(distance, numbers["ssim_distance_3x3_valid"], 1e-4)
 
 
+@pytest.mark.parametrize("size", [(2, 5), (5, 2), (1, 1)])
+def test_ssim_of_an_image_smaller_than_its_window_is_refused(size):
+    x = uniform(0, 1, 3, *size)
+    for name in ("ssim_distance", "reconstruction_loss"):
+        with pytest.raises(ValueError, match=f"{name}: .*at least 3 x 3 pixels"):
+            getattr(losses, name)(x, x)
+    assert losses.reconstruction_loss(x, x, ssim=0.0) == 0
+
+
 @few
 @given(seed=seeds, size=sizes, contrast=st.sampled_from([0.0, 1e-3, 1.0]))
 def test_ssim_distance_lies_in_zero_to_one_is_symmetric_and_zero_for_equal_images(seed, size, contrast):
