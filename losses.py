@@ -51,10 +51,13 @@ def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> F
     The form that is common in unsupervised flow and depth (C1 = 0.01^2, C2 = 0.03^2, images in [0, 1], no padding).
     Wang et al. 2004 weight an 11 x 11 window by a Gaussian instead.
 
+    Args:
+        x, y: in [0, 1], float32 or float64: a variance is the difference of two nearly equal numbers.
+
     Raises:
         ValueError: if an image is smaller than the window.
     """
-    if min(x.shape[2:]) < 3:
+    if min(*x.shape[2:], *y.shape[2:]) < 3:
         raise ValueError(f"ssim_distance: needs images of at least 3 x 3 pixels, got {tuple(x.shape[2:])}")
 
     def window_mean(z: Tensor) -> Tensor:  # on a CPU several times faster than avg_pool2d
@@ -81,7 +84,7 @@ def reconstruction_loss(
     """Eq. 3: a frame against the other frame, warped onto it: l1 |.| + l2 (.)^2 + ssim (1 - SSIM) / 2.
 
     Args:
-        image: the frame on whose grid the flow lives, in [0, 1].
+        image: the frame on whose grid the flow lives, in [0, 1], float32 or float64 (see `ssim_distance`).
         warped: the other frame, warped by that flow.
         mask: bool, or weights >= 0. SSIM has no value on the outermost ring of pixels, so there it uses the mask
             without that ring. None: every pixel counts.

@@ -60,8 +60,9 @@ def with_gradients(function: Callable, *inputs: Tensor) -> Way:
     def way() -> list[Tensor]:
         values = function(*leaves)
         values = [values] if isinstance(values, Tensor) else values
-        # Any gradient that is not the same everywhere.
-        total = sum((v * torch.linspace(0.5, 1.5, v.shape[-1], device=v.device)).sum() if v.ndim else v for v in values)
+        # Any gradient that is not the same everywhere; means, so that it is of the same size for maps and for losses.
+        slope = [torch.linspace(0.5, 1.5, v.shape[-1] if v.ndim else 1, device=v.device) for v in values]
+        total = sum((v * s).mean() for v, s in zip(values, slope, strict=True))
         return [*values, *torch.autograd.grad(total, leaves)]
 
     return way
@@ -198,10 +199,12 @@ def inference(device: torch.device) -> dict[str, Way]:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it prints what it finds uncompiled
             warnings.simplefilter("ignore")
             logging.disable()
-            import ptlflow
+            try:
+                import ptlflow
 
-            network = ptlflow.get_model("pwcnet").to(device).eval()
-            logging.disable(logging.NOTSET)
+                network = ptlflow.get_model("pwcnet").to(device).eval()
+            finally:
+                logging.disable(logging.NOTSET)
 
         @torch.no_grad()
         def run_pwc_net() -> list[Tensor]:
@@ -212,7 +215,7 @@ def inference(device: torch.device) -> dict[str, Way]:
 
 
 def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, bfloat16: bool) -> list[Tensor]:
-    """A training step; returns the loss and the norm of each part's gradient."""
+    """A training step; returns the loss, the norm of each part's gradient, and the gradient of its first parameter."""
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         losses = model(**batch)
@@ -220,7 +223,7 @@ def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, bf
     losses.total.backward()
     norms = [clip_grad_norm_(group["params"], 1.0) for group in optimizer.param_groups]
     optimizer.step()
-    return [losses.total.detach(), *norms]
+    return [losses.total.detach(), *norms, *(group["params"][0].grad for group in optimizer.param_groups)]
 
 
 def paper_batch(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
@@ -275,10 +278,11 @@ def shapes(device: torch.device) -> dict[str, Way]:
         iter(make_loader(ShapePairs(IMAGENET_SIZE, CROP), as_floats, 1, workers=workers)),
         iter(make_loader(ShapeImages(IMAGENET_SIZE, (224, 224)), TwoViews(224), IMAGES, workers=workers)),
     ]
-    several = 10 * workers or 1  # workers load two batches each ahead, while the step runs: a fifth of these
+    ahead = 2 * workers  # each worker has loaded two while the step ran: these come for nothing
+    several = 8 * workers or 1
 
     def load() -> None:
-        for _ in islice(zip(*loaders, strict=True), several):
+        for _ in islice(zip(*loaders, strict=True), ahead + several):
             pass
 
     learn = next(iter(step(device).values()))

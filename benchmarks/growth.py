@@ -55,6 +55,7 @@ def point(
 
     def way() -> None:
         model.zero_grad(set_to_none=True)
+        estimator.zero_grad(set_to_none=True)
         if not losses:
             pyramid = model.encode(torch.cat(video))
             flows = estimate_flow_pyramid(estimator, pyramid, [swap_frames(x) for x in pyramid])

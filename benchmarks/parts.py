@@ -44,6 +44,10 @@ def parts(device: torch.device) -> dict[str, Way]:
     inputs = leaves([torch.randn(size, device=device) for size in sizes])
     given = [*model.parameters(), *features, *given_flows, pooled, x, y, *inputs]
 
+    def in_float32() -> list[Tensor]:
+        with torch.autocast(device.type, enabled=False):  # as in the step
+            return list(vicreg_loss(x, y))
+
     def forget() -> None:
         """As zero_grad in a step: each part pays for its own gradients, and adds them to none that are there."""
         for leaf in given:
@@ -95,7 +99,7 @@ def parts(device: torch.device) -> dict[str, Way]:
         "losses of the flow": part(flow_losses),
         "encoder, 96 views of 224": part(lambda: [model.encode(views)[0]]),
         "expander": part(lambda: [model.expander(pooled, views=2)]),
-        "VICReg loss": part(lambda: list(vicreg_loss(x, y))),
+        "VICReg loss": part(in_float32),
         "clipping and AdamW": optimise,
         "whole step": whole,
     }

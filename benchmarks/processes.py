@@ -68,7 +68,7 @@ def process(rank: int, folder: str, repeats: int, threads: int) -> None:
             one_step(model, optimizer, batch, False)
 
     ways = {"with": lambda: one_step(parallel, optimizer, batch, False), "without": without}
-    seconds = in_turns(ways, min(repeats, REPEATS), device, warmup=1)
+    seconds = in_turns(ways, min(repeats, REPEATS), device, warmup=1, before=dist.barrier)
     if rank == 0:
         sent["gradients"] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         torch.save({"sent": dict(sent), "seconds": seconds}, f"{folder}/result.pt")
@@ -93,6 +93,8 @@ OF_THE_CEILING = 0.35
 """Which share of them a step reaches: assumed."""
 NVLINK, NETWORK = 300e9, 40e9
 """Bytes per second and GPU within a node, and between nodes (400 Gbit/s for each GPU): assumed."""
+GPUS = 8
+"""In a node. As many rings go around all nodes, each with an eighth of the bytes, and leave a node at another GPU."""
 
 
 def expect(flops: float, traffic: float, sent: dict) -> dict:
@@ -100,11 +102,11 @@ def expect(flops: float, traffic: float, sent: dict) -> dict:
 
     The batch of each process stays that of the paper's 8, so that 8 nodes make an eighth of the steps; all epochs cost
     what those with flow do. bf16 halves the bytes (taken for all of them). In a ring each process sends (n - 1) / n of
-    a tensor, twice for a sum; nothing of it is hidden behind the computation.
+    a tensor, twice for a sum; nothing of it is hidden behind the computation, and no message waits.
     """
     computing = max(flops / GPU_FLOPS, traffic / 2 / GPU_BYTES) / OF_THE_CEILING
     result = {}
-    for name, world, speed in (("8 GPUs", 8, NVLINK), ("8 nodes of 8 GPUs", 64, NETWORK)):
+    for name, world, speed in (("8 GPUs", GPUS, NVLINK), ("8 nodes of 8 GPUs", 8 * GPUS, min(NVLINK, GPUS * NETWORK))):
         # Embeddings are gathered, of all images. The backward of a gather is a sum of what all have gathered.
         gathered = FEWER * sent["all_gather"]
         moments = sent["all_reduce"] - WORLD * sent["all_gather"]

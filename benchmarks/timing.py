@@ -3,8 +3,6 @@
 import ctypes
 import json
 import math
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,11 +28,21 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turns(ways: dict[str, Way], repeats: int, device: torch.device, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times, one way after the other in each round: what disturbs one disturbs all."""
+def in_turns(
+    ways: dict[str, Way],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 2,
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times, one way after the other in each round: what disturbs one disturbs all.
+
+    `before` is called before each, and does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warmup, repeats):
         for name, way in ways.items():
+            before()
             wait(device)
             start = time.perf_counter()
             way()
@@ -54,22 +62,20 @@ def peak_memory(way: Way, device: torch.device) -> float:
         way()
         wait(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 1e9
-    with suppress(OSError, AttributeError):  # Linux: what is free goes back to the system, and the peak begins anew
+    with suppress(AttributeError):  # glibc: what is free goes back to the system
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        return math.nan  # not Linux: the peak of the first call would hide that of the second
     held = peak_of_process()
     way()
     return max(peak_of_process() - held, 0.0)
 
 
 def peak_of_process() -> float:
-    """The most memory that this process has held, in GB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1e6
-    except (OSError, IndexError):
-        unit = 1e9 if platform.system() == "Darwin" else 1e6
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """The most memory that this process has held, in GB. Linux only."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -107,13 +113,18 @@ class Bytes(TorchDispatchMode):
         if is_view or name == "_unsafe_view" or name.startswith(("empty", "new_empty")):
             return result
         read, written = tensors((arguments, keywords)), tensors(result)
-        if name in ("copy_", "fill_", "zero_"):
-            read = read[1:]  # what stood there before is not looked at
+        if name in ("copy_", "fill_", "zero_") or name.endswith("_like") or name.startswith("new_"):
+            read = read[1:]  # what stands there is not looked at
         if not schema.returns:  # as the fused AdamW, which writes into its arguments
-            changed = zip(schema.arguments, arguments, strict=False)
-            written = tensors([x for a, x in changed if a.alias_info is not None and a.alias_info.is_write])
-        self.total += sum(x.numel() * x.element_size() for x in read + written)
+            changed = [(a, x) for a, x in zip(schema.arguments, arguments, strict=False) if a.alias_info is not None]
+            written = [x for a, x in changed if a.alias_info.is_write and a.name != "grads"]  # these only when scaled
+        self.total += sum(bytes_of(x) for x in read + tensors(written))
         return result
+
+
+def bytes_of(x: Tensor) -> int:
+    """Its own, and not once more for each repeat along an expanded axis."""
+    return math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.element_size()
 
 
 def tensors(tree) -> list[Tensor]:

@@ -671,7 +671,7 @@ def write_testing(root: Path, name: str) -> dict[str, tuple[np.ndarray, np.ndarr
         frames = clip(number, bands(SLOW, 60, 80 + 4 * number))
         for frame, ending in zip(frames, (10, 11), strict=True):
             folder = "image_2" if name == "kitti2015" else "image_0"
-            write(root / f"testing/{folder}/{number:06d}_{ending}.png", frame if ending else frame)
+            write(root / f"testing/{folder}/{number:06d}_{ending}.png", frame)
         pairs[f"{'flow/' if name == 'kitti2015' else ''}{number:06d}_10.png"] = tuple(frames)
     return pairs
 

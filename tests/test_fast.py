@@ -223,7 +223,7 @@ TINY = [
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_compiled_run_learns_the_same_and_a_plain_one_goes_on_from_it(processes, tmp_path):
-    numbers = []
+    numbers, learned = [], []
     for name, flags in (("compiled", ["--compile", "--max-steps", "4"]), ("plain", [])):
         folder = tmp_path / name
         done = compiled_training(tmp_path, *TINY, *flags, "--output-dir", folder, processes=processes)
@@ -240,7 +240,12 @@ def test_a_compiled_run_learns_the_same_and_a_plain_one_goes_on_from_it(processe
         names = [name for name in steps[3] if name.startswith("gradient_norm")]
         assert len(names) == 3
         numbers.append([line["total"] for line in steps] + [line.get(k, 0) for line in steps[:4] for k in names])
+        newest, *_, oldest = (torch.load(path, weights_only=True) for path in train.checkpoints(folder))
+        assert (oldest["step"], newest["step"]) == (3, 6)
+        weights = [name for name in newest["model"] if "running" not in name and "num_batches" not in name]
+        learned.append(torch.cat([(newest["model"][k] - oldest["model"][k]).flatten() for k in weights]))
     assert numbers[0] == pytest.approx(numbers[1], rel=2e-3)
+    assert (learned[0] - learned[1]).norm() < 0.1 * learned[1].norm()
 
 
 def test_moments_of_another_layout_are_the_same_numbers_after_a_resume(monkeypatch, tmp_path):
@@ -308,8 +313,10 @@ def test_flops_and_bytes_of_a_product_are_counted_backward_too():
     parameter.grad = torch.ones(1000)
     optimizer = torch.optim.AdamW([parameter], fused=True)
     optimizer.step()
-    traffic = timing.work(optimizer.step)[1]  # reads weight, gradient, two moments; writes all but the gradient (torch:
-    assert 4 * 7 * 1000 <= traffic < 4 * 8.2 * 1000  # the gradient too, where it is scaled)
+    traffic = timing.work(optimizer.step)[1]  # reads weight, gradient, two moments; writes all but the gradient
+    assert 4 * 7 * 1000 <= traffic < 4 * 7.2 * 1000
+    assert timing.work(lambda: torch.zeros_like(given[0]))[1] == 4 * 6
+    assert timing.work(lambda: given[0] + torch.ones(1).expand(6))[1] == 4 * (6 + 1 + 6 + 1)
     assert timing.work(lambda: a.detach().view(20, 10).T)[1] == 0  # views move nothing
 
 
@@ -322,7 +329,7 @@ def test_the_peak_of_memory_is_that_of_the_way():
     )
     done = run_python("-c", program)
     assert done.returncode == 0, done.stderr
-    assert 0.29 < float(done.stdout) < 0.40
+    assert 0.298 < float(done.stdout) < 0.40
 
 
 def test_the_parts_of_a_step_cover_it(monkeypatch):
@@ -336,7 +343,9 @@ def test_the_parts_of_a_step_cover_it(monkeypatch):
     assert whole["flops"] == pytest.approx(sum(row["flops"] for row in result.values()), rel=0.02)
     assert whole["bytes"] == pytest.approx(sum(row["bytes"] for row in result.values()), rel=0.25)
     table = parts.show(result | {"whole step": whole})
-    assert len(table.splitlines()) == 2 + len(result) + 1 and "100.0%" in table
+    assert len(table.splitlines()) == 2 + len(result) + 1
+    share = result["VICReg loss"]["seconds"][0] / whole["seconds"][0]
+    assert f"| {share:.1%} |" in next(line for line in table.splitlines() if "VICReg loss" in line)
 
 
 def test_what_is_expected_of_many_gpus_follows_from_the_work_and_the_bytes():
@@ -347,9 +356,11 @@ def test_what_is_expected_of_many_gpus_follows_from_the_work_and_the_bytes():
     gathered, moments = 2e6, 10e6
     of_8 = 2 * 7 / 8 * (600e6 + moments + 8 * gathered) + 7 * gathered
     of_64 = 2 * 63 / 64 * (600e6 + moments + 64 * gathered) + 63 * gathered
+    out_of_a_node = of_64 / 8  # of each GPU: of eight rings one passes from its node to the next through it
+    assert out_of_a_node / 40e9 < of_64 / 300e9
     for name, sending, steps in (
         ("8 GPUs", of_8 / 300e9, 100 * 1_281_167 / 384),
-        ("8 nodes of 8 GPUs", of_64 / 40e9, 100 * 1_281_167 / 3072),
+        ("8 nodes of 8 GPUs", of_64 / 300e9, 100 * 1_281_167 / 3072),
     ):
         assert expected[name]["computing"] == pytest.approx(computing)
         assert expected[name]["sending"] == pytest.approx(sending)
@@ -359,8 +370,8 @@ def test_what_is_expected_of_many_gpus_follows_from_the_work_and_the_bytes():
 def test_a_point_of_a_line_runs_at_each_number_of_levels():
     for levels in (1, 5):
         point = growth.POINT | {"crop": 64, "levels": levels, "width": 16}
-        row = growth.point(CPU, 1, **point)
-        assert row["seconds"].median > 0 and row["gigabytes"] >= 0
+        row = timing.run_child([growth.__file__, json.dumps(point), "--device", "cpu", "--repeats", "1"])
+        assert row["seconds"][0] > 0 and row["gigabytes"] > 0.001
 
 
 def test_the_command_measures_prints_a_table_and_writes_json(tmp_path):
