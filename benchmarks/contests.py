@@ -326,7 +326,7 @@ CONTESTS = {
     "image-losses": Contest("warp, SSIM, smoothness of 2 pairs", image_losses, "1.5 x", "kornia", 0.1),
     "inference": Contest("flow of one pair of 436 x 1024", inference, "faster with the PWC encoder", same=None),
     "step": Contest("training step, paper's size", step, "GPU 3 x", same=0.02, same_on_gpu=0.1),
-    "compile": Contest("training step, pocket's size", compiled, "faster", same=0.02),
+    "compile": Contest("training step, pocket's size", compiled, "GPU: faster", same=0.02),
     "shapes": Contest("embedded data of a step", shapes, "never the slower", same=None),
     "propagation": Contest("label propagation, 480p", propagation, "5 x, a fifth of the memory"),
 }

@@ -1,7 +1,7 @@
 """All benchmarks in one command: our formulations beside others', where a step's time goes, how its cost grows.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/run.py                                  # everything, 40 minutes on two CPU cores, 24 GB
+    python benchmarks/run.py                                  # everything, 30 minutes on two CPU cores, 24 GB
     python benchmarks/run.py --only vicreg-384 correlation    # some of it
     python benchmarks/run.py --device cuda --output gpu.json
 
