@@ -583,7 +583,9 @@ class FramePairs(Dataset):
             count = len(clip.frames)
             if count <= max(strides):
                 size = "one frame" if count == 1 else f"{count} frames"
-                raise ValueError(f"{clip.path}: a clip of {size}, too short for a stride of {max(strides)}; remove it")
+                # A single image may lie in a folder beside videos: then it is to go, not the folder.
+                path = clip.frames[0] if count == 1 and isinstance(clip.frames, list) else clip.path
+                raise ValueError(f"{path}: a clip of {size}, too short for a stride of {max(strides)}; remove it")
         self.clips, self.transform = clips, transform
         self.pairs = [
             (number, i, i + stride)

@@ -1028,7 +1028,7 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> None:
     """Writes NAME_flow.mp4, each frame beside its flow to the next, and figures spread evenly over the video."""
     path, folder = config.video, config.output_dir
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such video")
+        raise FileNotFoundError(f"{path}: {'a folder, not a video file' if path.is_dir() else 'no such video'}")
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
     count = min(len(pairs), (config.max_frames or sys.maxsize) - 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -1975,6 +1975,8 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
 
 def one_line(error: Exception) -> str:
     """What an error says, in one line; of an error in a loader's worker process, without that worker's traceback."""
+    if isinstance(error, (NotADirectoryError, FileExistsError)) and error.filename:
+        return f"{error.filename}: a file is in the way of this folder; name another"
     text = str(error).strip()
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])

@@ -55,10 +55,12 @@ def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> F
         x, y: in [0, 1], float32 or float64: a variance is the difference of two nearly equal numbers.
 
     Raises:
-        ValueError: if an image is smaller than the window.
+        ValueError: if an image is smaller than the window, or of integers.
     """
-    if min(*x.shape[2:], *y.shape[2:]) < 3:
-        raise ValueError(f"ssim_distance: needs images of at least 3 x 3 pixels, got {tuple(x.shape[2:])}")
+    if min(*x.shape[2:], *y.shape[2:]) < 3 or not x.is_floating_point():
+        raise ValueError(
+            f"ssim_distance: needs floats and at least 3 x 3 pixels, got {x.dtype}, {(*x.shape,)}, {(*y.shape,)}"
+        )
 
     def window_mean(z: Tensor) -> Tensor:  # on a CPU several times faster than avg_pool2d
         z = z[..., :-2] + z[..., 1:-1] + z[..., 2:]
@@ -95,10 +97,13 @@ def reconstruction_loss(
         no pixel is valid.
 
     Raises:
-        ValueError: if an image is smaller than SSIM's window.
+        ValueError: if an image is smaller than SSIM's window, or of integers.
     """
-    if ssim and min(image.shape[2:]) < 3:
-        raise ValueError(f"reconstruction_loss: SSIM needs at least 3 x 3 pixels, got {tuple(image.shape[2:])}")
+    if ssim and (min(*image.shape[2:], *warped.shape[2:]) < 3 or not image.is_floating_point()):
+        raise ValueError(
+            "reconstruction_loss: SSIM needs floats and at least 3 x 3 pixels, "
+            f"got {image.dtype}, {(*image.shape,)}, {(*warped.shape,)}"
+        )
     difference = image - warped
     parts = []  # (weight of the part, its value per pixel, the mask on its grid)
     if l1:

@@ -395,6 +395,8 @@ def load_weights(path: str | Path) -> dict:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds something else, or is damaged.
     """
+    if Path(path).is_dir():
+        raise FileNotFoundError(f"{path}: a folder; name the checkpoint in it, such as {Path(path) / 'checkpoint.pt'}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:

@@ -1066,6 +1066,8 @@ def train(config: Config) -> None:
         if main and done < plan.last:
             log.say(f"stopped by {came[0]} after step {done} of {plan.last}: the same command with --resume goes on")
     if main and done >= plan.last:
+        if start >= plan.last:
+            print(f"no steps left: {config.resume} is at step {start} of {plan.last}")
         print(f"done: checkpoint, metrics and pictures lie in {config.output_dir}")
         measure = "flow" if learn_flow else "segmentation"
         print(f"measure it: python evaluate.py {measure} --model {config.output_dir / 'checkpoint.pt'}")

@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     everything = [*CONTESTS, *OTHERS]
     parser.add_argument("--only", nargs="+", choices=everything, metavar="NAME", help=", ".join(everything))
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=10, help="of each contest (10); parts and growth at most 5")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"), help="all numbers as JSON")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
@@ -112,6 +112,8 @@ def main() -> None:
         parser.error("--repeats must be at least 1")
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU here")
+    if arguments.output.is_dir() or any(place.is_file() for place in arguments.output.parents):
+        parser.error(f"--output {arguments.output}: not a place for a file")
     if arguments.peak_of:
         name, way = arguments.peak_of
         ways = CONTESTS[name].build(device)

@@ -384,7 +384,7 @@ def test_a_clip_of_one_frame_is_told_by_its_path(good, tmp_path):
     write_image(tmp_path / "short" / "0.png")
     for i in range(good):
         write_image(tmp_path / "good" / f"{i}.png")
-    with pytest.raises(ValueError, match="short: a clip of one frame, too short for a stride of 1; remove it"):
+    with pytest.raises(ValueError, match="short/0.png: a clip of one frame, too short for a stride of 1; remove it"):
         VideoPairs(tmp_path)
 
 

@@ -230,9 +230,17 @@ def test_ssim_distance_stays_right_in_float32():
 def test_ssim_of_an_image_smaller_than_its_window_is_refused(size):
     x = uniform(0, 1, 3, *size)
     for name in ("ssim_distance", "reconstruction_loss"):
-        with pytest.raises(ValueError, match=f"{name}: .*at least 3 x 3 pixels"):
+        with pytest.raises(ValueError, match=f"{name}: .*at least 3 x 3 pixels, got torch.float64, .*{size[1]}"):
             getattr(losses, name)(x, x)
     assert losses.reconstruction_loss(x, x, ssim=0.0) == 0
+
+
+@pytest.mark.parametrize("name", ["ssim_distance", "reconstruction_loss"])
+def test_ssim_of_integers_is_refused_for_their_sums_would_wrap_around(name):
+    """Without the checks of the annotations, as in a project that has copied the function."""
+    x = (255 * uniform(0, 1, 3, 8, 8)).to(torch.uint8)
+    with pytest.raises(ValueError, match=f"{name}: .*needs floats.*uint8"):
+        inspect.unwrap(getattr(losses, name))(x, x)
 
 
 @few
