@@ -393,10 +393,11 @@ def load_weights(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        IsADirectoryError: if it is a folder.
         ValueError: if it holds something else, or is damaged.
     """
     if Path(path).is_dir():
-        raise FileNotFoundError(f"{path}: a folder; name the checkpoint in it, such as {Path(path) / 'checkpoint.pt'}")
+        raise IsADirectoryError(f"{path}: a folder; name the checkpoint in it, such as {Path(path) / 'checkpoint.pt'}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:

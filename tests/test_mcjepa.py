@@ -206,6 +206,8 @@ def test_too_few_coefficients_for_the_levels_are_told():
 
 
 def test_a_missing_damaged_or_foreign_checkpoint_gives_one_line(tmp_path):
+    with pytest.raises(IsADirectoryError, match="a folder; name the checkpoint in it, such as .*checkpoint.pt"):
+        load_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("not a checkpoint")
