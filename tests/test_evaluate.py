@@ -526,12 +526,14 @@ def mistakes(folder: Path, data: Path) -> dict[str, tuple[list, str]]:
         "text as an image": (["--images", alpha / "frame10.png", folder / "text.png"], "text.png"),
         "images of two sizes": (["--images", alpha / "frame10.png", folder / "small.png"], "20x20"),
         "missing video": (["--video", folder / "no.mp4"], "no such video"),
+        "folder as a video": (["--video", folder / "empty"], "empty: a folder, not a video file"),
+        "folder as a checkpoint": (["--model", folder / "empty"], "such as"),
         "text as a video": (["--video", folder / "text.mp4"], "text.mp4: no frame can be decoded"),
         "video of one frame": (["--video", folder / "one.avi"], "one.avi: a clip of one frame"),
         "one frame asked for": (["--video", folder / "one.avi", "--max-frames", 1], "--max-frames"),
         "factor of zero": (["--resize", 0], "--resize"),
         "no shapes": (["--shapes-count", 0], "--shapes-count"),
-        "output is a file": (["--output-dir", folder / "text.png"], "text.png"),
+        "output is a file": (["--output-dir", folder / "text.png"], "text.png: a file is in the way of this folder"),
     }
 
 

@@ -389,6 +389,43 @@ def test_the_command_measures_prints_a_table_and_writes_json(tmp_path):
     assert vicreg.get("missing") == "lightly" or len(vicreg["ways"]) == 2
 
 
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--device", "mps"], "invalid choice: 'mps'"),
+        (["--output", "."], "--output .: not a place for a file"),
+        (["--output", __file__ + "/x.json"], "not a place for a file"),
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--only", "nonsense"], "invalid choice: 'nonsense'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_measured(flags, told, monkeypatch, capsys):
+    import run
+
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    assert stop.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_package_that_fails_does_not_end_the_others(monkeypatch, tmp_path, capsys):
+    import run
+
+    def broken(_):
+        raise ImportError("no such module")
+
+    good = contests.Contest("good", lambda _: {"ours": lambda: [torch.ones(3)], "theirs": lambda: [torch.ones(3)]}, "")
+    monkeypatch.setattr(run, "CONTESTS", {"broken": good._replace(build=broken), "good": good})
+    monkeypatch.setattr(run, "ceilings", lambda _: {"matrices": 1.0, "convolution": 1.0, "bytes": 1.0})
+    monkeypatch.setattr(run, "memory_of", lambda *_: math.nan)
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--only", "broken", "good", "--device", "cpu", "--output", str(tmp_path / "x.json")]
+    )
+    with pytest.raises(ValueError, match="broken: no such module"):
+        run.main()
+    assert "| good [] | ours |" in capsys.readouterr().out
+
+
 def test_a_way_that_computes_something_else_ends_the_benchmark(monkeypatch):
     import run
 

@@ -213,7 +213,7 @@ def test_a_resume_from_elsewhere_does_not_overwrite_the_run_that_lies_here(monke
     assert torch.load(tmp_path / "c/checkpoint.pt", weights_only=True)["step"] == 2
 
 
-def test_a_stop_between_an_epoch_s_checkpoint_and_its_measurement_loses_neither(monkeypatch, tmp_path):
+def test_a_stop_between_an_epoch_s_checkpoint_and_its_measurement_loses_neither(monkeypatch, tmp_path, capsys):
     folder, end_of_epoch = tmp_path / "run", train.end_of_epoch
 
     def stop(*arguments):
@@ -230,6 +230,7 @@ def test_a_stop_between_an_epoch_s_checkpoint_and_its_measurement_loses_neither(
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation/epe" in line] == [4]
     assert (folder / "pictures/epoch_001.png").exists()
+    assert "no steps left:" in capsys.readouterr().out
     assert (folder / "environment.json").stat().st_mtime_ns == before  # the record is that of the steps taken
 
 
