@@ -21,18 +21,13 @@ NAME_flow.flo or NAME_flow.png (KITTI's format).
 import hashlib
 import json
 import math
-import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -42,35 +37,18 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 import tyro
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import draw_segmentation_masks, flow_to_image, make_grid
 from tqdm import tqdm
 
-from data import (
-    PALETTE,
-    VOID,
-    FlowFiles,
-    LabelAugmentation,
-    LabelledImages,
-    MaskedVideo,
-    MovingShapes,
-    NotThere,
-    ShapeLabels,
-    VideoPairs,
-    find_benchmark,
-    find_labels,
-    find_masked_videos,
-    known_flow,
-    load_image,
-    make_loader,
-    read_flow,
-    read_ids,
-)
+from data import PALETTE, VOID, LabelledImages, NotThere, VideoPairs, make_loader
+from engine.checkpoint import as_json, replacing, save_checkpoint, write_report
+from engine.faults import one_line
+from engine.log import Log, _to_numpy, environment, versions, write_picture
+from engine.processes import own_device
 from flow import resize_flow, warp
 from mcjepa import (
     IMAGENET_DEVIATION,
@@ -82,6 +60,19 @@ from mcjepa import (
     load_weights,
     pad_to_multiple,
 )
+from sources.flow_benchmarks import (
+    REGIONS,
+    Pair,
+    _size,
+    find_benchmark,
+    known_flow,
+    picture_name,
+    read_frames,
+    read_pair,
+    submission_name,
+)
+from sources.label_sets import LabelAugmentation, ObjectVideo, find_labels, find_masked_videos, open_video
+from sources.moving_shapes import MovingShapes, ShapeLabels
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
@@ -235,14 +226,6 @@ def propagate_labels(
     return result
 
 
-# ----------------------------------------------------------------------------------------- features and their models
-
-
-def own_device() -> torch.device:
-    """The GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def random_model(encoder: str = "convnext_tiny", seed: int = 0) -> MCJEPA:
     """A network as it is before training."""
     torch.manual_seed(seed)
@@ -383,75 +366,6 @@ def at_size(method: FlowMethod, resize: str) -> FlowMethod:
     return estimate
 
 
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-REGIONS = ("all", "matched", "unmatched", "0-10", "10-40", "40+", "noc", "bg", "fg")
-"""The parts of an image that are measured apart, in the order of the tables; see `read_pair`."""
-
-
-class Pair(NamedTuple):
-    """Two images `(1, 3, h, w)` in [0, 1], the true flow `(1, 2, h, w)` from 1 to 2, and the parts of the image that
-    are measured apart, each `(1, 1, h, w)`; the first, "all", is where the flow is known."""
-
-    name: str
-    group: str
-    image_1: Tensor
-    image_2: Tensor
-    flow: Tensor
-    regions: dict[str, Tensor]
-
-
-def read_pair(files: FlowFiles) -> Pair:
-    """Reads one pair, its true flow and its masks; raises ValueError where they differ in size.
-
-    The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
-    calls invalid are unknown. Of KITTI: noc (not occluded), and bg and fg where its obj_map lies there.
-    """
-    frames = read_frames(files.image_1, files.image_2)
-    truth, known = read_flow(files.flow)
-    if truth.shape[-2:] != frames[0].shape[-2:]:
-        raise ValueError(f"{files.flow}: flow of {_size(truth)}, but its frames are {_size(frames[0])}")
-    masks = {name: read_mask(path, truth) for name, path in files.masks.items()}
-    if "invalid" in masks:
-        known = known & ~masks["invalid"]
-        if not known.any():
-            raise ValueError(f"{files.masks['invalid']}: no known flow is left: every pixel is invalid")
-        truth = torch.where(known, truth, torch.nan)
-    regions = {"all": known}
-    if "occlusions" in masks:
-        length = truth.norm(dim=1, keepdim=True)
-        regions |= {"matched": known & ~masks["occlusions"], "unmatched": known & masks["occlusions"]}
-        regions |= {"0-10": known & (length < 10), "10-40": known & (length >= 10) & (length < 40)}
-        regions["40+"] = known & (length >= 40)
-    if "flow_noc" in masks:
-        regions["noc"] = known & masks["flow_noc"]
-    if "obj_map" in masks:
-        regions |= {"bg": known & ~masks["obj_map"], "fg": known & masks["obj_map"]}
-    return Pair(files.name, files.group, *frames, truth, regions)
-
-
-def read_mask(path: Path, like: Float[Tensor, "1 2 h w"]) -> Bool[Tensor, "1 1 h w"]:
-    """Where an image is not black; of a file of flow (in flow_noc): where it is known."""
-    mask = (
-        read_flow(path)[1] if path.parent.name == "flow_noc" else (load_image(path)[None] > 0).any(dim=1, keepdim=True)
-    )
-    if mask.shape[-2:] != like.shape[-2:]:
-        raise ValueError(f"{path}: a mask of {_size(mask)}, but the flow is {_size(like)}")
-    return mask
-
-
-def read_frames(path_1: Path, path_2: Path) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 3 h w"]]:
-    """Two images; raises ValueError where they differ in size."""
-    for path in (path_1, path_2):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image")
-    image_1, image_2 = (load_image(path)[None].float() / 255 for path in (path_1, path_2))
-    if image_1.shape != image_2.shape:
-        raise ValueError(f"{path_2}: {_size(image_2)}, but {path_1} is {_size(image_1)}; flow needs one size")
-    return image_1, image_2
-
-
 def shapes_pairs(count: int, size: tuple[int, int], seed: int = UNSEEN_SEED) -> Iterator[Pair]:
     """MovingShapes as pairs; their flow is known everywhere, also where the second frame hides the point."""
     shapes = MovingShapes(length=count, size=size, frames=2, seed=seed)
@@ -459,10 +373,6 @@ def shapes_pairs(count: int, size: tuple[int, int], seed: int = UNSEEN_SEED) -> 
         item = shapes[index]
         truth = item["flow_forward"]
         yield Pair(f"shapes_{index:04d}", "", item["images"][:1], item["images"][1:], truth, {"all": known_flow(truth)})
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]} px"
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -537,60 +447,6 @@ def _grid(panels: list[tuple[str, UInt8[Tensor, "3 h w"]]], columns: int) -> UIn
     return make_grid(torch.stack(titled), nrow=columns, padding=2, pad_value=255)
 
 
-def _to_numpy(image: UInt8[Tensor, "3 h w"]) -> np.ndarray:
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-
-
-def cannot_write(path: Path, reason: str | None = None) -> OSError:
-    """The error of a file that could not be written, with what to do."""
-    if not path.parent.is_dir():
-        remedy = "its folder has vanished: bring it back, or name another"
-    elif not os.access(path.parent, os.W_OK):
-        remedy = "its folder is read-only: mend that, or name another"
-    else:
-        remedy = "is the disk full? Make room"
-    return OSError(f"{path}: cannot be written{f' ({reason})' if reason else ''}; {remedy}. What was there is kept")
-
-
-@contextmanager
-def replacing(path: Path, keep: int = 1) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is whole, and vanishes where writing fails.
-
-    Args:
-        keep: so many stay, with the one before as NAME.1.SUFFIX and so on.
-    """
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # else the new name could reach the disk before the content
-        names = generations(path, keep)
-        for newer, older in reversed([*pairwise(names[1:])]):
-            if newer.exists():
-                os.replace(newer, older)
-        if keep > 1 and path.exists():  # under two names for a moment, so that it is never without one
-            keep_copy(path, names[1])
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None:  # told already
-            raise
-        raise cannot_write(path, error.strerror) from error
-    finally:
-        with suppress(OSError):  # of a folder that has vanished or is read-only
-            temporary.unlink(missing_ok=True)
-
-
-def generations(path: Path, keep: int) -> list[Path]:
-    """checkpoint.pt, then the names of its older generations: checkpoint.1.pt, checkpoint.2.pt, ..."""
-    return [path, *(path.with_suffix(f".{age}{path.suffix}") for age in range(1, keep))]
-
-
-def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
-    """Writes a picture whole or not at all."""
-    with replacing(path) as temporary:
-        Image.fromarray(_to_numpy(image)).save(temporary)
-
-
 @contextmanager
 def writing_video(path: Path, rate: float) -> Iterator[Callable[[UInt8[Tensor, "3 h w"]], None]]:
     """A function that adds a frame to an mp4 video, which takes its place once it is whole."""
@@ -611,164 +467,6 @@ def writing_video(path: Path, rate: float) -> Iterator[Callable[[UInt8[Tensor, "
         # The encoder says nothing where the disk is full.
         if int(cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT)) != count:
             raise OSError(f"{path}: the video cannot be written; is the disk full?")
-
-
-# ------------------------------------------------------------------------------------------- the record of a run
-
-
-def as_json(config: object) -> dict:
-    """A configuration in JSON's own types, as it stands in checkpoints and config.json."""
-    return json.loads(json.dumps(asdict(config), default=str))
-
-
-def environment(device: torch.device, world: int = 1) -> dict:
-    """What the numbers of a run may depend on besides its configuration."""
-    commit = None
-    if shutil.which("git"):
-        describe = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": commit or None,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": world,
-        "job": torchrun_job(),
-    } | versions()
-
-
-def torchrun_job() -> str | None:
-    """What all starts of one job by torchrun have in common, those after a failure too; None without torchrun."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{platform.node()} {os.getppid()}" if name == "none" else name  # "none": one machine, no name was given
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }
-
-
-def write_report(path: Path, report: dict) -> None:
-    """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def save_checkpoint(path: Path, state: dict, keep: int = 1) -> None:
-    """Writes a checkpoint whole, or leaves the last one; see `replacing`."""
-    with replacing(path, keep) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise cannot_write(path) from error
-
-
-def keep_copy(path: Path, copy: Path) -> None:
-    """The same content under another name, which stays when `path` is replaced; a link where the disk knows them."""
-    with replacing(copy) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-
-
-class Log:
-    """Where the numbers and pictures of a run go; silent on every process but the first."""
-
-    def __init__(self, folder: Path, start: int, total: int, main: bool = True) -> None:
-        self.main, self.folder = main, folder
-        if not main:
-            return
-        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
-        self.metrics = self.folder / "metrics.jsonl"
-        if self.metrics.exists():  # steps that were taken after the checkpoint are taken again
-            lines = self.metrics.read_text().splitlines(True)
-            if lines and not lines[-1].endswith("\n"):  # the machine stopped while it was written
-                lines.pop()
-            try:
-                kept = [line for line in lines if json.loads(line)["step"] <= start]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.metrics}: a line of it is damaged; mend or remove it") from error
-            with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(kept))
-        # TensorBoard's own thread keeps an error and raises it in ours, with the next number; it need not print it too.
-        self.told, threading.excepthook = threading.excepthook, self._tell
-        self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=start + 1)
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def record(self, name: str, content: dict) -> None:
-        """A JSON file of the run's folder."""
-        if self.main:
-            write_report(self.folder / f"{name}.json", content)
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
-        if self.main:
-            self.event(step, numbers)
-            for name, value in numbers.items():
-                self._show(self.writer.add_scalar, name, value, step)
-
-    def _show(self, add: Callable, *what: object) -> None:
-        try:
-            add(*what)
-        except OSError as error:
-            raise cannot_write(self.folder / "tensorboard" / "events", error.strerror) from error
-
-    def _tell(self, failure: threading.ExceptHookArgs) -> None:
-        if not type(failure.thread).__module__.startswith("tensorboard"):
-            self.told(failure)
-
-    def event(self, step: int, content: dict) -> None:
-        """One line of metrics.jsonl."""
-        if self.main:
-            try:
-                with open(self.metrics, "a") as file:
-                    file.write(json.dumps({"step": step} | content) + "\n")
-            except OSError as error:
-                raise cannot_write(self.metrics, error.strerror) from error
-
-    def values(self, name: str) -> dict[int, float]:
-        """What metrics.jsonl has by that name, by step."""
-        lines = map(json.loads, self.metrics.read_text().splitlines()) if self.metrics.exists() else ()
-        return {line["step"]: line[name] for line in lines if name in line}
-
-    def picture_path(self, epoch: int) -> Path:
-        """Where the picture of an epoch lies, the last thing that the epoch leaves."""
-        return self.folder / "pictures" / f"epoch_{epoch:03d}.png"
-
-    def picture(self, epoch: int, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
-        """A PNG in pictures/, and the same to TensorBoard."""
-        if self.main:
-            write_picture(self.picture_path(epoch), image)
-            self._show(self.writer.add_image, "flow", image, step)
-
-    def advance(self, steps: int = 1, text: str | None = None) -> None:
-        """Moves the progress bar, and sets what stands behind it."""
-        if self.main:
-            self.bar.update(steps)
-            if text:
-                self.bar.set_postfix_str(text)
-
-    def say(self, line: str) -> None:
-        """A line above the progress bar."""
-        if self.main:
-            self.bar.write(line)
-
-    def close(self) -> None:
-        if self.main:
-            self.bar.close()
-            with suppress(OSError):  # of a disk that is full: told already, and metrics.jsonl has the same numbers
-                self.writer.close()
-            threading.excepthook = self.told
 
 
 # ------------------------------------------------------------------------------------------------ measurement
@@ -981,19 +679,6 @@ def flow_to_submit(method: FlowMethod, config: FlowConfig) -> None:
     for note in notes:
         print(f"note: {note}")
     print(f"flow of {len(files)} pairs: {config.export}")
-
-
-def picture_name(pair: Pair | FlowFiles) -> str:
-    """The name of a pair's figure, with its group, without folders."""
-    return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
-
-
-def submission_name(benchmark: str, pair: Pair | FlowFiles) -> str:
-    """Where a pair's flow lies in a submission: clean/SCENE/frame_0001.flo (Sintel), flow/000000_10.png (KITTI 2015),
-    000000_10.png (KITTI 2012); of benchmarks without a server: a .flo file."""
-    if benchmark.startswith("kitti"):
-        return f"{'flow/' if benchmark == 'kitti2015' else ''}{pair.name}.png"
-    return "/".join(filter(None, (pair.group, f"{pair.name}.flo")))
 
 
 def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
@@ -1506,61 +1191,6 @@ class VideoConfig:
     """At most so many sequences get a picture and a video."""
 
 
-class ObjectVideo(NamedTuple):
-    """A video whose objects are followed from the masks of its first frame."""
-
-    name: str
-    objects: list[int]
-    """Their numbers in the masks; 0 is the background."""
-    frames: Callable[[int], UInt8[Tensor, "3 h w"]]
-    masks: Callable[[int], UInt8[Tensor, "h w"] | None]
-    """None where there is no mask; VOID pixels count nowhere."""
-    frame_names: list[str]
-
-    @property
-    def length(self) -> int:
-        return len(self.frame_names)
-
-
-def open_video(video: MaskedVideo, one_object: bool) -> ObjectVideo:
-    """The frames and masks of DAVIS. White masks (DAVIS 2016) show one object, number 1.
-
-    Args:
-        one_object: take all objects as one.
-
-    Raises:
-        ValueError: the first mask is empty, or a mask has another size than its frame.
-    """
-    first = read_ids(video.masks[0])
-    numbers = set(first.unique().tolist()) - {0}
-    white = numbers == {VOID}
-    objects = [1] if white or one_object else sorted(numbers - {VOID})
-    if not numbers:
-        raise ValueError(f"{video.masks[0]}: no object in the mask of the first frame; nothing can be followed")
-    if VOID in numbers and len(numbers) > 20:
-        raise ValueError(f"{video.masks[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
-
-    def frames(index: int) -> Tensor:
-        frame = load_image(video.frames[index])
-        if frame.shape[1:] != first.shape:
-            raise ValueError(f"{video.frames[index]}: {_size(frame)}, but the first mask is {_size(first)}")
-        return frame
-
-    def masks(index: int) -> Tensor | None:
-        if video.masks[index] is None:
-            return None
-        mask = read_ids(video.masks[index])
-        if mask.shape != first.shape:
-            raise ValueError(f"{video.masks[index]}: a mask of {_size(mask)}, but its video is {_size(first)}")
-        if white:
-            return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
-        if VOID not in numbers and set(mask.unique().tolist()) in ({VOID}, {0, VOID}):
-            raise ValueError(f"{video.masks[index]}: a white mask, but the first has numbers; save all in one way")
-        return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
-
-    return ObjectVideo(video.name, objects, frames, masks, [path.stem for path in video.frames])
-
-
 def shapes_videos(count: int, frames: int, size: int) -> Iterator[ObjectVideo]:
     """MovingShapes as videos, from the unseen seed; those without a shape in the first frame are left out."""
     shapes = MovingShapes(length=10 * count, size=(size, size), frames=frames, seed=UNSEEN_SEED)
@@ -1971,16 +1601,6 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
     print(f"numbers: {config.output_dir}")
     if failures or not measured:
         raise ValueError("; ".join(failures) or f"{config.data_root}: holds none of the benchmarks, see the notes")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line; of an error in a loader's worker process, without that worker's traceback."""
-    if isinstance(error, (NotADirectoryError, FileExistsError)) and error.filename:
-        return f"{error.filename}: a file is in the way of this folder; name another"
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    return " ".join(text.split())
 
 
 def main() -> None:

@@ -39,37 +39,23 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
 
 from data import (
-    VIDEO_SETS,
     FlowAugmentation,
     Forgiving,
-    Found,
     FramePairs,
     ImageFiles,
-    ImageNet,
-    Mix,
-    ShapeImages,
-    ShapePairs,
     TwoViews,
     VideoPairs,
-    find_video_set,
     make_loader,
     natural_key,
     too_many,
 )
-from evaluate import (
-    UNSEEN_SEED,
-    Log,
-    as_json,
-    environment,
-    evaluate_flow_on_shapes,
-    flow_figure,
-    keep_copy,
-    one_line,
-    save_checkpoint,
-    shapes_pairs,
-    torchrun_job,
-)
+from engine.checkpoint import as_json, keep_copy, save_checkpoint
+from engine.faults import one_line
+from engine.log import Log, environment, torchrun_job
+from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
+from sources.moving_shapes import ShapeImages, ShapePairs
+from sources.training_sets import VIDEO_SETS, Found, ImageNet, Mix, find_video_set
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""

@@ -19,12 +19,13 @@ from timing import Way
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from data import ShapeImages, ShapePairs, TwoViews, make_loader
+from data import TwoViews, make_loader
 from encoder import ENCODERS
 from evaluate import propagate_labels
 from flow import correlation, estimate_flow_pyramid, warp
 from losses import smoothness_loss, ssim_distance, vicreg_loss
 from mcjepa import MCJEPA, ModelConfig, swap_frames
+from sources.moving_shapes import ShapeImages, ShapePairs
 from train import IMAGENET_SIZE, PRESETS, as_floats, build, over_processes
 
 CROP = (384, 832)

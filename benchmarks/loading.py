@@ -23,7 +23,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import VIDEO_SETS, FlowAugmentation, FramePairs, ImageNet, TwoViews, find_video_set, make_loader  # noqa: E402
+from data import FlowAugmentation, FramePairs, TwoViews, make_loader  # noqa: E402
+from sources.training_sets import VIDEO_SETS, ImageNet, find_video_set  # noqa: E402
 
 
 def first_of_two(image_1: torch.Tensor, image_2: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,8 @@ import processes  # noqa: E402
 from contests import CONTESTS, installed  # noqa: E402
 from timing import Way, ceilings, difference, in_turns, peak_memory, run_child, spread  # noqa: E402
 
-from evaluate import environment, one_line  # noqa: E402
+from engine.faults import one_line  # noqa: E402
+from engine.log import environment  # noqa: E402
 
 OTHERS = {"parts": parts, "growth": growth, "processes": processes}
 """What is measured beside the contests; each has `measure(device, repeats, ceilings)` and `show(result)`."""

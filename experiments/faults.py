@@ -33,8 +33,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import load_image, read_flow, read_ids  # noqa: E402
+from data import load_image, read_ids  # noqa: E402
 from mcjepa import load_checkpoint, load_model  # noqa: E402
+from sources.flow_benchmarks import read_flow  # noqa: E402
 
 TINY = [
     "pocket", "--workers", "0", "--crop", "64", "64", "--image-size", "32", "--video-batch", "2", "--image-batch", "4",

@@ -22,9 +22,10 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import ShapeImages, TwoViews, make_loader  # noqa: E402
+from data import TwoViews, make_loader  # noqa: E402
 from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes  # noqa: E402
 from mcjepa import load_model  # noqa: E402
+from sources.moving_shapes import ShapeImages  # noqa: E402
 
 STRATEGIES = ("combined", "alternate_batches", "alternate_epochs", "frozen", "finetune")
 

@@ -15,8 +15,8 @@ import torchvision
 from PIL import Image
 from test_segmentation import moving_video, small, texture, write_camvid
 
+import engine.checkpoint
 import evaluate
-from data import LABEL_SETS, LabelAugmentation, ShapeLabels
 from evaluate import (
     UNSEEN_SEED,
     SegmentationConfig,
@@ -32,6 +32,8 @@ from evaluate import (
     statistics,
 )
 from mcjepa import pad_to_multiple
+from sources.label_sets import LABEL_SETS, LabelAugmentation
+from sources.moving_shapes import ShapeLabels
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +105,10 @@ def test_the_seed_chooses_the_images_and_their_augmentation(tmp_path, monkeypatc
 )  # fmt: skip
 def test_what_changes_the_training_is_refused_on_resuming(tmp_path, change):
     config = small(tmp_path, steps=2)
-    settings = evaluate.as_json(config) | read_recipe(config, "shapes")._asdict()
+    settings = engine.checkpoint.as_json(config) | read_recipe(config, "shapes")._asdict()
     settings |= {"data": "shapes", "training_images": 1_000_000}
     (tmp_path / "run").mkdir()
-    evaluate.save_checkpoint(
+    engine.checkpoint.save_checkpoint(
         tmp_path / "run" / "checkpoint.pt", {"model": {}, "optimizer": {}, "step": 2, "config": settings}
     )
     with pytest.raises(ValueError, match=f"another configuration .*{next(iter(change))}: "):

@@ -15,19 +15,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import data
-from data import (
-    SHAPE_CLASSES,
-    FlowAugmentation,
-    ImageFiles,
-    MovingShapes,
-    Seeded,
-    ShapeImages,
-    ShapePairs,
-    ShardedStream,
-    TwoViews,
-    VideoPairs,
-    make_loader,
-)
+import sources.moving_shapes
+from data import FlowAugmentation, ImageFiles, Seeded, ShardedStream, TwoViews, VideoPairs, make_loader
+from sources.moving_shapes import SHAPE_CLASSES, MovingShapes, ShapeImages, ShapePairs
 
 seeds = st.integers(0, 2**31)
 sizes = st.tuples(st.integers(33, 100), st.integers(33, 100))
@@ -137,7 +127,7 @@ def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
     """On smooth waves, the shift that would explain what is left after warping by the flow."""
     y, x = np.mgrid[:256, :256] * 2 * np.pi / 64
     waves = np.stack((np.sin(x), np.sin(y), np.sin(x + y)), axis=2) * 60 + 128
-    monkeypatch.setattr(data, "_textures", lambda: [waves.astype(np.uint8)])
+    monkeypatch.setattr(sources.moving_shapes, "_textures", lambda: [waves.astype(np.uint8)])
     errors = []
     for index in range(30):
         item = MovingShapes(brightness=0.0)[index]
@@ -247,7 +237,7 @@ def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at
 def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
     black_and_white = np.zeros((2, 3, 4))
     black_and_white[1, :, 3] = 255
-    monkeypatch.setattr(data, "_random_colors", lambda rng, count: black_and_white)
+    monkeypatch.setattr(sources.moving_shapes, "_random_colors", lambda rng, count: black_and_white)
     for index in range(20):
         item = MovingShapes(max_shapes=1, brightness=0.0)[index]
         white = item["images"].mean(dim=1)

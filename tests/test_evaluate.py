@@ -19,9 +19,11 @@ from torchvision.datasets.utils import _read_pfm
 from torchvision.utils import flow_to_image
 
 import evaluate
-from data import MovingShapes, find_benchmark, read_flow
+import sources.flow_benchmarks
 from evaluate import end_point_error, f1_all, flow_colours, flow_figure
 from mcjepa import MCJEPA, LossConfig, ModelConfig
+from sources.flow_benchmarks import find_benchmark, read_flow
+from sources.moving_shapes import MovingShapes
 
 ROOT = Path(__file__).parents[1]
 SCENES = {"Alpha": (3, 1), "Beta": (-2, 4)}
@@ -402,7 +404,7 @@ def test_a_checkpoint_is_measured_as_the_model_that_it_holds(middlebury, tmp_pat
     assert list(rows) == ["zero", "dis", "ours"]
     expected = []
     for files in find_benchmark(middlebury)[1]:
-        pair = evaluate.read_pair(files)
+        pair = sources.flow_benchmarks.read_pair(files)
         expected.append(end_point_error(model.estimate_flow(pair.image_1, pair.image_2), pair.flow).item())
     assert rows["ours"]["per_image"]["epe"]["all"] == pytest.approx(np.mean(expected), rel=1e-4)
 

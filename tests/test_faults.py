@@ -24,7 +24,7 @@ from test_train import TINY, command, fails, run, write_frames
 
 import train
 from data import BadFile, ImageFiles, ShardedStream, VideoPairs, find_files, load_image, make_loader
-from evaluate import generations, replacing
+from engine.checkpoint import generations, replacing
 from mcjepa import MCJEPA, load_checkpoint, load_model
 
 
@@ -489,7 +489,7 @@ def test_features_that_collapse_are_told_once_until_they_recover(monkeypatch, tm
 
 
 def test_the_remedy_fits_what_is_wrong_with_the_folder(monkeypatch, tmp_path):
-    from evaluate import cannot_write
+    from engine.checkpoint import cannot_write
 
     assert "is the disk full?" in str(cannot_write(tmp_path / "a.pt", "No space left on device"))
     assert "its folder has vanished" in str(cannot_write(tmp_path / "gone" / "a.pt"))

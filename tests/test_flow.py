@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flow as flow_module
-from data import MovingShapes
 from flow import (
     FlowEstimator,
     correlation,
@@ -25,6 +24,7 @@ from flow import (
     resize_flow,
     warp,
 )
+from sources.moving_shapes import MovingShapes
 
 GOLDEN = Path(__file__).parent / "golden"
 # The pyramid of the default encoder (DESIGN.md), coarsest first.

@@ -27,21 +27,10 @@ from test_sets import spoil_as_a_mac_does, told
 from torchvision.datasets import Cityscapes, SBDataset, VOCSegmentation
 
 import evaluate
-from data import (
-    LABEL_SETS,
-    PALETTE,
-    VOID,
-    LabelAugmentation,
-    LabelledImages,
-    MovingShapes,
-    ShapeLabels,
-    find_labels,
-    find_masked_videos,
-    load_image,
-    make_loader,
-    read_ids,
-)
-from evaluate import SegmentationConfig, VideoConfig, contour_accuracy, open_video, run_segmentation, run_video
+from data import PALETTE, VOID, LabelledImages, load_image, make_loader, read_ids
+from evaluate import SegmentationConfig, VideoConfig, contour_accuracy, run_segmentation, run_video
+from sources.label_sets import LABEL_SETS, LabelAugmentation, find_labels, find_masked_videos, open_video
+from sources.moving_shapes import MovingShapes, ShapeLabels
 
 typed = test_evaluate.typed
 seeds = st.integers(0, 2**31)

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import engine.log
 import evaluate
-from data import PALETTE, VOID, LabelAugmentation, NotThere, find_labels, find_masked_videos, read_ids
+import sources.label_sets
+from data import PALETTE, VOID, NotThere, read_ids
 from evaluate import (
     LinearHead,
-    ObjectVideo,
     SegmentationConfig,
     Segmenter,
     Table1Config,
@@ -39,6 +40,7 @@ from evaluate import (
     statistics,
     window_starts,
 )
+from sources.label_sets import LabelAugmentation, ObjectVideo, find_labels, find_masked_videos
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -359,7 +361,7 @@ def test_training_that_goes_on_gives_the_same_weights_bit_for_bit_whatever_the_n
     run_segmentation(whole)
     parts = replace(whole, output_dir=tmp_path / "parts", checkpoint_every=2)
     with pytest.MonkeyPatch.context() as patch:  # stopped at the third step
-        patch.setattr(evaluate.Log, "advance", stop_after(3))
+        patch.setattr(engine.log.Log, "advance", stop_after(3))
         with pytest.raises(KeyboardInterrupt):
             run_segmentation(parts)
     assert torch.load(parts.output_dir / "checkpoint.pt", weights_only=True)["step"] == 2
@@ -834,4 +836,4 @@ def test_white_masks_may_be_rgb_and_must_have_hard_edges(tmp_path):
     write_png(tmp_path / "Annotations/480p/a/00000.png", np.arange(192, 256, dtype=np.uint8).reshape(8, 8))
     ((video,), _) = find_masked_videos(tmp_path)
     with pytest.raises(ValueError, match="64 shades of grey; a white mask must have hard edges"):
-        evaluate.open_video(video, False)
+        sources.label_sets.open_video(video, False)

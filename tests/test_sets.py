@@ -26,22 +26,9 @@ from torchvision import datasets
 from torchvision.datasets import _optical_flow, utils
 from torchvision.transforms import v2
 
-from data import (
-    BENCHMARKS,
-    VIDEO_SETS,
-    FlowAugmentation,
-    FramePairs,
-    ImageNet,
-    Mix,
-    ShardedStream,
-    _ColorJitter,
-    _GaussianBlur,
-    _Solarize,
-    find_benchmark,
-    find_video_set,
-    make_loader,
-    read_flow,
-)
+from data import FlowAugmentation, FramePairs, ShardedStream, _ColorJitter, _GaussianBlur, _Solarize, make_loader
+from sources.flow_benchmarks import BENCHMARKS, find_benchmark, read_flow
+from sources.training_sets import VIDEO_SETS, ImageNet, Mix, find_video_set
 
 seeds = st.integers(0, 2**31)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import train
-from data import VIDEO_SETS, FramePairs
+from data import FramePairs
+from sources.training_sets import VIDEO_SETS
 from tests.test_train import TINY, command, fails, run, write_frames
 
 FOUR_EPOCHS = [*TINY, "--epochs", "4", "--flow-start-epoch", "1"]

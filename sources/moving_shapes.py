@@ -1,0 +1,391 @@
+"""MovingShapes: textured shapes that move over a moving background, with exact flow. Video that needs no files."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data import PALETTE
+
+SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
+"""Names of the values of MovingShapes' `classes`."""
+
+
+TEXTURE_SIZE = 256
+
+
+SILHOUETTE_SIZE = 128
+
+
+def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndarray:
+    """Noise (256, 256, channels) of deviation 1, amplitude falling as 1 / frequency^slope; natural images: about 1."""
+    frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None]).astype(np.float32)
+    frequency[0, 0] = np.inf
+    white = rng.standard_normal((channels, TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
+    noise = np.fft.irfft2(np.fft.rfft2(white) / frequency**slope)
+    return (noise / noise.std(axis=(1, 2), keepdims=True)).transpose(1, 2, 0)
+
+
+def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
+    """Opaque discs and polygons over each other, radii of density 1 / r^3: edges as in natural images."""
+    canvas = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE, 3), np.float32)
+    radii = 3 / np.sqrt(rng.uniform(3**2 / 70**2, 1, 500))
+    centers = rng.uniform(-20, TEXTURE_SIZE + 20, (500, 2))
+    colors = rng.standard_normal((500, 1)) + 0.5 * rng.standard_normal((500, 3))
+    for radius, center, color in zip(radii, centers, colors, strict=True):
+        corners = int(rng.choice((3, 4, 5, 24)))
+        angles = 2 * np.pi * (np.arange(corners) + rng.random()) / corners
+        points = center + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+        cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], color.tolist(), shift=4)
+    return canvas
+
+
+def _cells(rng: np.random.Generator) -> np.ndarray:
+    """Patches of one colour each around random points, darker towards their rims."""
+    count = int(rng.integers(60, 500))
+    others = np.ones((TEXTURE_SIZE, TEXTURE_SIZE), np.uint8)
+    others[tuple(rng.integers(0, TEXTURE_SIZE, (2, count)))] = 0
+    distance, label = cv2.distanceTransformWithLabels(others, cv2.DIST_L2, 5)
+    colors = rng.standard_normal((count + 1, 1)) + 0.4 * rng.standard_normal((count + 1, 3))
+    return colors[label] - rng.uniform(0, 0.15) * distance[..., None]
+
+
+def _two_tones(rng: np.random.Generator) -> np.ndarray:
+    """Two noisy colours that alternate as stripes, as chequers, or in blotches with sharp rims."""
+    y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE]
+    wave = np.sin(2 * np.pi * x / rng.uniform(6, 30) + rng.uniform(0, 4) * _noise(rng, 1.8)[..., 0])
+    chequers = wave * np.sin(2 * np.pi * y / rng.uniform(6, 30))
+    blotches = _noise(rng, rng.uniform(1.2, 1.8))[..., 0]
+    pattern = (wave, chequers, blotches)[int(rng.integers(3))]
+    share = np.clip(0.5 + rng.uniform(1, 5) * pattern, 0, 1)[..., None]
+    tones = 0.5 * rng.standard_normal((2, 3)) + np.array([[-1], [1]])
+    return tones[0] * share + tones[1] * (1 - share) + 0.4 * _noise(rng, rng.uniform(0.8, 1.6), 3)
+
+
+@lru_cache(maxsize=1)
+def _textures(count: int = 48) -> list[np.ndarray]:
+    """The bank that layers are cut from: uint8 (256, 256, 3), mean about 128, deviation about 50."""
+    rng = np.random.default_rng(0)
+    bank = []
+    for i in range(count):
+        if i % 4 == 0:
+            color = _noise(rng, rng.uniform(0.8, 1.5), 3)
+            texture = color + 2 * color.mean(axis=2, keepdims=True)
+        else:
+            texture = (_dead_leaves, _dead_leaves, (_two_tones, _cells)[i // 4 % 2])[i % 4 - 1](rng)
+        texture = texture + rng.uniform(0.1, 0.35) * texture.std() * _noise(rng, rng.uniform(0.0, 1.0))
+        texture = cv2.GaussianBlur(texture, (0, 0), 0.4)  # an edge spans a pixel, as a camera's does
+        bank.append(np.clip(128 + 50 * (texture - texture.mean()) / texture.std(), 0, 255).astype(np.uint8))
+    return bank
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Of a (n, n) mask that covers [-1, 1]^2, at the silhouettes' size."""
+    inside, outside = (cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5) for m in (mask, ~mask))
+    distance = (inside - outside) * 2 / len(mask)
+    return cv2.resize(distance, (SILHOUETTE_SIZE, SILHOUETTE_SIZE), interpolation=cv2.INTER_AREA)
+
+
+@lru_cache(maxsize=1)
+def _silhouettes() -> list[list[np.ndarray]]:
+    """The variants of each of SHAPE_CLASSES but the first: signed distance to the outline, positive inside.
+
+    float32 (128, 128) over [-1, 1]^2, in units of the shape's radius; the shape stays within the unit circle.
+    """
+    rng = np.random.default_rng(1)
+    y, x = (np.mgrid[: 4 * SILHOUETTE_SIZE, : 4 * SILHOUETTE_SIZE] + 0.5) / (2 * SILHOUETTE_SIZE) - 1
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    stars = [
+        radius < 0.95 * (inner + (1 - inner) * np.abs((angle * points / np.pi) % 2 - 1))
+        for points, inner in ((4, 0.4), (5, 0.45), (7, 0.55))
+    ]
+    outlines = [
+        sum(rng.normal(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 7))
+        for _ in range(8)
+    ]
+    masks = [
+        [radius < 0.95],
+        [np.maximum(np.abs(x), np.abs(y)) < 0.67],
+        [(y < 0.47) & (y > np.sqrt(3) * np.abs(x) - 0.94)],
+        stars,
+        [(radius < 0.95) & (radius > 0.55)],
+        [(np.minimum(np.abs(x), np.abs(y)) < 0.3) & (np.maximum(np.abs(x), np.abs(y)) < 0.85)],
+        [(radius < 0.95) & (np.hypot(x - 0.4, y) > 0.7)],
+        [radius < 0.92 * np.exp(outline - outline.max()) for outline in outlines],
+    ]
+    return [[_signed_distance(mask) for mask in variants] for variants in masks]
+
+
+class _Scene(NamedTuple):
+    """What one index of MovingShapes shows: n layers (the background first, then from far to near) over t frames."""
+
+    textures: list[np.ndarray]
+    texture_maps: np.ndarray  # (n, 3, 3) layer coordinates -> texture pixel
+    colors: np.ndarray  # (n, 3, 4) affine colour change of the texture
+    classes: np.ndarray  # (n,)
+    silhouettes: list[np.ndarray | None]
+    silhouette_maps: np.ndarray  # (n, 3, 3) layer coordinates -> silhouette pixel
+    to_pixel: np.ndarray  # (n, t, 3, 3) layer coordinates -> image pixel
+    from_pixel: np.ndarray  # (n, t, 3, 3) its inverse
+    reach: np.ndarray  # (n, t) radius of the layer in image pixels, endless for the background
+    gains: np.ndarray  # (t, 2) brightness factor and offset of each frame
+
+
+_Window = tuple[slice, slice]  # rows and columns of an image
+
+
+def _window(center: np.ndarray, reach: float, bounds: _Window) -> _Window | None:
+    """The part of `bounds` that a disc can touch, None if it touches nothing."""
+    reach = min(reach, 1e6) + 1  # one pixel for the soft edge
+    window = []
+    for middle, bound in zip(center[::-1], bounds, strict=True):
+        start, stop = max(int(middle - reach), bound.start), min(int(middle + reach) + 2, bound.stop)
+        if start >= stop:
+            return None
+        window.append(slice(start, stop))
+    return tuple(window)
+
+
+def _cut(source: np.ndarray, matrix: np.ndarray, window: _Window, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+    """`source` at the point matrix @ (x, y, 1) for every pixel of the window; outside -1, or mirrored."""
+    rows, columns = window
+    affine = matrix[:2].copy()
+    affine[:, 2] += affine[:, 0] * columns.start + affine[:, 1] * rows.start
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(source, affine, size, flags=flags, borderMode=border, borderValue=-1.0)
+
+
+def _affine(center: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
+    """(..., 3, 3) matrices that scale (x and y apart: (..., 2)), turn, and shift by `center` (..., 2)."""
+    matrix = np.zeros((*scale.shape[:-1], 3, 3))
+    matrix[..., 0, 0], matrix[..., 0, 1] = np.cos(angle) * scale[..., 0], -np.sin(angle) * scale[..., 1]
+    matrix[..., 1, 0], matrix[..., 1, 1] = np.sin(angle) * scale[..., 0], np.cos(angle) * scale[..., 1]
+    matrix[..., :2, 2] = center
+    matrix[..., 2, 2] = 1
+    return matrix
+
+
+def _random_colors(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Affine colour changes (count, 3, 4): hue turned about the grey axis, saturation, contrast, and another mean."""
+    hue, saturation, contrast = (rng.uniform(a, b, (count, 1, 1)) for a, b in ((0, 2 * np.pi), (0.2, 1.5), (0.35, 1.2)))
+    grey = np.full((3, 3), 1 / 3)
+    quarter_turn = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    matrix = contrast * (grey + saturation * (np.cos(hue) * (np.eye(3) - grey) + np.sin(hue) * quarter_turn))
+    mean = rng.uniform(60, 200, (count, 1)) + 25 * rng.standard_normal((count, 3))
+    return np.concatenate((matrix, (mean - 128 * matrix.sum(axis=2))[..., None]), axis=2)
+
+
+class MovingShapes(Dataset):
+    """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
+
+    Every layer has its own, slightly slackening speed; nearer shapes hide farther ones, and shapes leave the frame. A
+    layer shifts by 0.3 px to `max_motion` times the shorter side per frame (in between, mostly long); turning and
+    growing add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
+    scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each
+    class has one texture and its colours, by default every shape has any of all.
+
+    An item depends on (seed, index) alone:
+        images            float32 (t, 3, h, w) in [0, 1]
+        flow_forward      float32 (t-1, 2, h, w) in pixels, the motion from frame t to t+1 on the grid of frame t
+        flow_backward     float32 (t-1, 2, h, w) in pixels, the motion from frame t+1 to t on the grid of frame t+1
+        visible_forward   bool (t-1, 1, h, w), the pixel of frame t is inside frame t+1 and not covered there
+        visible_backward  bool (t-1, 1, h, w), the pixel of frame t+1 is inside frame t and not covered there
+        instances         int64 (t, h, w), 0 = background, k = the k-th shape, from far to near
+        classes           int64 (t, h, w), index into SHAPE_CLASSES
+    """
+
+    def __init__(
+        self,
+        length: int = 10_000,
+        size: tuple[int, int] = (128, 128),
+        frames: int = 2,
+        seed: int = 0,
+        max_shapes: int = 2,
+        max_motion: float = 0.08,
+        brightness: float = 0.1,
+        looks_by_class: bool = False,
+    ):
+        self.length, self.size, self.frames, self.seed = length, tuple(size), frames, seed
+        self.max_shapes, self.max_motion, self.brightness = max_shapes, max_motion, brightness
+        self.looks_by_class = looks_by_class
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        scene = self._scene(index)
+        images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
+        flow = np.empty((2, self.frames - 1, 2, *self.size), np.float32)
+        visible = np.ones((2, self.frames - 1, 1, *self.size), bool)
+        for t in range(self.frames - 1):
+            self._motion(scene, labels[t], t, t + 1, flow[0, t], visible[0, t, 0])
+            self._motion(scene, labels[t + 1], t + 1, t, flow[1, t], visible[1, t, 0])
+        return {
+            "images": torch.from_numpy(images).float().div_(255),
+            "flow_forward": torch.from_numpy(flow[0]),
+            "flow_backward": torch.from_numpy(flow[1]),
+            "visible_forward": torch.from_numpy(visible[0]),
+            "visible_backward": torch.from_numpy(visible[1]),
+            "instances": torch.from_numpy(labels).long(),
+            "classes": torch.from_numpy(scene.classes[labels]),
+        }
+
+    def name(self, index: int) -> str:
+        return f"MovingShapes {index} of seed {self.seed}"
+
+    def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
+        """The first `count` frames alone, at half the cost of an item."""
+        scene = self._scene(index)
+        return torch.from_numpy(np.stack([self._render(scene, t)[0] for t in range(count)]))
+
+    def _scene(self, index: int) -> _Scene:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is outside of the {self.length} scenes")
+        rng = np.random.default_rng((self.seed, index))
+        h, w = self.size
+        n = 1 + int(rng.integers(1, self.max_shapes + 1))
+        center = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
+        radius = min(h, w) * np.exp(rng.uniform(np.log(0.2), np.log(0.6), n))
+        center[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
+        to_pixel, zoom = self._trajectories(rng, center, radius)
+
+        classes = rng.integers(1, len(SHAPE_CLASSES), n)
+        classes[0] = 0
+        variants = [_silhouettes()[c - 1] for c in classes[1:]]
+        squeeze = np.stack((np.ones(n), rng.uniform(0.5, 1, n)), axis=1)
+        gains = np.tile((1.0, 0.0), (self.frames, 1))
+        if rng.random() < 1 / 3:
+            gains += self.brightness * rng.uniform(-1, 1, (self.frames, 2)) * (1, 50)
+        textures = rng.integers(0, len(_textures()), n)
+        texture_maps = _affine(
+            rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(0.5, 1.9, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
+        )
+        colors = _random_colors(rng, n)
+        if self.looks_by_class:
+            textures, colors = classes, _random_colors(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
+        return _Scene(
+            textures=[_textures()[i] for i in textures],
+            texture_maps=texture_maps,
+            colors=colors,
+            classes=classes,
+            silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
+            silhouette_maps=_affine(
+                np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / (radius[:, None] * squeeze)
+            ),
+            to_pixel=to_pixel,
+            from_pixel=np.linalg.inv(to_pixel),
+            reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
+            gains=gains,
+        )
+
+    def _trajectories(
+        self, rng: np.random.Generator, center: np.ndarray, radius: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Layer-to-pixel maps (n, t, 3, 3) and zooms (n, t); the layers stand at `center` in the middle of the clip."""
+        n, t = len(radius), self.frames
+        longest = max(self.max_motion * min(self.size), 1e-6)
+        shortest = min(0.3, longest)
+        shift = shortest * (longest / shortest) ** (rng.random(n) ** 0.35)
+        turn, growth = 0.2 * longest * rng.random((2, n, 1)) ** 2 * rng.choice((-1, 1), (2, n, 1)) / radius[:, None]
+        growth = np.clip(growth, -1 / t, 1 / t)  # a long clip does not end in specks and giants
+        if rng.random() < 1 / 6:
+            shift[0], turn[0], growth[0] = rng.random() * shortest, 0, 0
+        direction = rng.uniform(0, 2 * np.pi, n)
+        velocity = shift[:, None] * np.stack((np.cos(direction), np.sin(direction)), axis=1)
+
+        steps = 1 - rng.uniform(0, 0.3, (n, 1)) * np.arange(t) / t
+        time = np.cumsum(steps, axis=1) - steps
+        time -= time.mean(axis=1, keepdims=True)
+        zoom = np.exp(growth * time)
+        angle = rng.uniform(0, 2 * np.pi, (n, 1)) + turn * time
+        return _affine(center[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
+
+    def _render(self, scene: _Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frame t: the image uint8 (3, h, w) and the layer that owns each pixel, uint8 (h, w)."""
+        frame = slice(0, self.size[0]), slice(0, self.size[1])
+        canvas = np.empty((*self.size, 3), np.uint8)
+        labels = np.zeros(self.size, np.uint8)
+        for layer, silhouette in enumerate(scene.silhouettes):
+            from_pixel, reach = scene.from_pixel[layer, t], float(scene.reach[layer, t])
+            window = _window(scene.to_pixel[layer, t, :2, 2], reach, frame)
+            if window is None:
+                continue
+            texture = _cut(scene.textures[layer], scene.texture_maps[layer] @ from_pixel, window, cv2.BORDER_REFLECT)
+            texture = cv2.transform(texture, scene.colors[layer])
+            if silhouette is None:
+                canvas[window] = texture
+            else:
+                distance = _cut(silhouette, scene.silhouette_maps[layer] @ from_pixel, window)
+                alpha = np.clip(0.5 + distance * reach, 0, 1)
+                canvas[window] = cv2.blendLinear(texture, canvas[window], alpha, 1 - alpha)
+                labels[window][alpha >= 0.5] = layer
+        gain, offset = scene.gains[t]
+        if gain != 1:
+            canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
+        return canvas.transpose(2, 0, 1), labels
+
+    def _motion(
+        self, scene: _Scene, labels: np.ndarray, source: int, target: int, flow: np.ndarray, visible: np.ndarray
+    ) -> None:
+        """Fills in the flow (2, h, w) from frame to frame, and where its end is inside and not covered (h, w)."""
+        h, w = self.size
+        x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+        moves = scene.to_pixel[:, target] @ scene.from_pixel[:, source]
+        frame = slice(0, h), slice(0, w)
+        for layer, move in enumerate(moves):
+            window = _window(scene.to_pixel[layer, source, :2, 2], scene.reach[layer, source], frame)
+            if window is None:
+                continue
+            rows, columns = window
+            mine = labels[window] == layer if layer else True  # shapes overwrite the background's flow
+            for channel, (a, b, c) in enumerate((move[:2] - np.eye(2, 3)).astype(np.float32)):
+                np.copyto(flow[channel][window], (a * x[columns] + c) + b * y[rows], where=mine)
+            back = scene.to_pixel[layer, source] @ scene.from_pixel[layer, target]
+            for cover in range(layer + 1, len(moves)):  # where this layer ends up under a nearer one
+                place = back[:2] @ scene.to_pixel[cover, target, :, 2]
+                overlap = _window(place, scene.reach[cover, target] * np.hypot(back[0, 0], back[1, 0]), window)
+                if overlap is not None:
+                    matrix = scene.silhouette_maps[cover] @ scene.from_pixel[cover, target] @ move
+                    distance = _cut(scene.silhouettes[cover], matrix, overlap)
+                    visible[overlap] &= (distance < 0) | (labels[overlap] != layer)
+        end_x, end_y = flow[0] + x, flow[1] + y
+        visible &= (end_x >= 0) & (end_x <= w - 1) & (end_y >= 0) & (end_y <= h - 1)
+
+
+class ShapePairs(MovingShapes):
+    """The first two frames of each MovingShapes scene, as a source of the flow task."""
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
+        image_1, image_2 = self.images(index, 2)
+        return image_1, image_2
+
+
+class ShapeImages(MovingShapes):
+    """The first frame of each MovingShapes scene, as a source of the content task."""
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
+        return self.images(index, 1)[0]
+
+
+class ShapeLabels(MovingShapes):
+    """The first frame of each MovingShapes scene with the classes of its pixels, as `LabelledImages` gives them.
+
+    Each class has a look of its own, as things in the world have, and there are up to 8 shapes. (Where all classes
+    share all textures and colours, only a whole outline tells a class, which no linear head can read.)
+    """
+
+    classes, colours, notes = SHAPE_CLASSES, PALETTE[: len(SHAPE_CLASSES)], ()
+
+    def __init__(self, length: int, size: tuple[int, int], seed: int):
+        super().__init__(length, size, seed=seed, max_shapes=8, looks_by_class=True)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
+        scene = self._scene(index)
+        image, layers = self._render(scene, 0)
+        return torch.from_numpy(image.copy()), torch.from_numpy(scene.classes[layers])
