@@ -49,18 +49,18 @@ def natural_key(path: Path | str) -> list[list[str | int]]:
     return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in Path(path).parts]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """What systems leave beside the files of a data set: .DS_Store, ._frame_0001.png, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(path: str | Path) -> bool:
-    return str(path).lower().endswith(IMG_EXTENSIONS) and not _is_hidden(Path(path).name)
+def is_image(path: str | Path) -> bool:
+    return str(path).lower().endswith(IMG_EXTENSIONS) and not is_hidden(Path(path).name)
 
 
-def _glob(root: Path, pattern: str) -> list[Path]:
+def visible_glob(root: Path, pattern: str) -> list[Path]:
     """What lies below `root` and fits the pattern, sorted, without hidden files."""
-    return sorted(path for path in root.glob(pattern) if not any(map(_is_hidden, path.relative_to(root).parts)))
+    return sorted(path for path in root.glob(pattern) if not any(map(is_hidden, path.relative_to(root).parts)))
 
 
 def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
@@ -83,8 +83,8 @@ def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
 
     found = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [name for name in folders if not _is_hidden(name) and not leads_back(Path(folder, name))]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not _is_hidden(n)]
+        folders[:] = [name for name in folders if not is_hidden(name) and not leads_back(Path(folder, name))]
+        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not is_hidden(n)]
     return sorted(found, key=lambda path: (natural_key(path), path))
 
 
@@ -296,15 +296,11 @@ class VideoPairs(FramePairs):
 IMAGENET_CLASS = re.compile(r"n\d{8}")
 
 
-def _places(root: Path) -> list[Path]:
-    """Where a data set may lie: root, its folders, and theirs. FileNotFoundError if root is no folder."""
+def set_folders(root: Path) -> list[Path]:
+    """Where a data set may lie: the root itself and its direct subfolders. FileNotFoundError if root is no folder."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; check the path")
-    places, level = [root], [root]
-    for _ in range(2):
-        level = [folder for parent in level for folder in _subfolders(parent)]
-        places += level
-    return places
+    return [root, *_subfolders(root)]
 
 
 def _subfolders(parent: Path) -> list[Path]:
@@ -314,10 +310,10 @@ def _subfolders(parent: Path) -> list[Path]:
             names = [entry.name for entry in entries if entry.is_dir()]
     except PermissionError:  # lost+found of a data disk
         return []
-    return [parent / name for name in sorted(names) if not _is_hidden(name) and not IMAGENET_CLASS.fullmatch(name)]
+    return [parent / name for name in sorted(names) if not is_hidden(name) and not IMAGENET_CLASS.fullmatch(name)]
 
 
-class NotThere(FileNotFoundError):
+class MissingSet(FileNotFoundError):
     """A data set that is not in the folder, unlike one of which a part is missing."""
 
 
@@ -453,7 +449,7 @@ class _GaussianBlur(v2.GaussianBlur):
         return _from_opencv(cv2.GaussianBlur(_to_opencv(inpt), (size, size), sigma))
 
 
-class _ColorJitter(v2.ColorJitter):
+class ColorJitter(v2.ColorJitter):
     """torchvision's; as in Pillow, which the official code uses, values are bytes again after each of the changes."""
 
     def transform(self, inpt: UInt8[Tensor, "*b 3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "*b 3 h w"]:
@@ -515,7 +511,7 @@ class TwoViews:
             [
                 v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
                 v2.RandomHorizontalFlip(0.5),
-                v2.RandomApply([_ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+                v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                 v2.RandomGrayscale(0.2),
                 v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
                 _Solarize(threshold=128, p=solarize),
@@ -530,32 +526,22 @@ class TwoViews:
 class FlowAugmentation:
     """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
 
-    Called with two uint8 (3, h, w) RGB images it gives two float32 (3, *crop) images in [0, 1]. ValueError if an image
-    is smaller than what is to be cut from it.
+    Called with two uint8 (3, h, w) RGB images it returns two float32 (3, *crop) images in [0, 1].
 
     Args:
         crop: height and width of the results.
-        scale: range of a random resizing before the crop, e.g. (0.5, 1.0) to see more of a large frame.
-        color: the largest relative change of brightness, contrast and saturation (of hue: a fifth).
-        window: height and width of what is cut from the frames and then brought to the size of `crop`; by default as
-            much as that.
-        enlarge: of a frame smaller than `crop`, take the largest window of that shape instead of an error.
+        enlarge: take the largest window of that shape from a smaller frame, and enlarge it. Otherwise such a frame is a
+            ValueError.
+        colour: the largest relative change of brightness, contrast and saturation; hue changes by a fifth of it.
     """
 
-    def __init__(
-        self,
-        crop: tuple[int, int],
-        scale: tuple[float, float] = (1.0, 1.0),
-        color: float = 0.2,
-        window: tuple[int, int] | None = None,
-        enlarge: bool = False,
-    ):
-        self.crop, self.scale, self.window, self.enlarge = tuple(crop), tuple(scale), tuple(window or crop), enlarge
+    def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):
+        self.crop, self.enlarge = tuple(crop), enlarge
         self.change = v2.Compose(
             [
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomVerticalFlip(0.5),
-                v2.RandomApply([_ColorJitter(color, color, color, color / 5)], p=0.5),
+                v2.RandomApply([ColorJitter(colour, colour, colour, colour / 5)], p=0.5),
                 v2.RandomApply([v2.RandomChannelPermutation()], p=0.1),
                 v2.ToDtype(torch.float32, scale=True),
             ]
@@ -564,14 +550,13 @@ class FlowAugmentation:
     def __call__(
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
     ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
-        (h, w), (cut_h, cut_w) = image_1.shape[-2:], self.window
-        if (h < cut_h or w < cut_w) and not self.enlarge:
-            flag = "--crop" if self.window == self.crop else "crop of this set (--mix)"
+        (h, w), (crop_h, crop_w) = image_1.shape[-2:], self.crop
+        factor = max(1.0, crop_h / h, crop_w / w)
+        if factor > 1 and not self.enlarge:
             raise ValueError(
-                f"an image of {w}x{h} pixels is smaller than the crop of {cut_w}x{cut_h}; use a smaller {flag}"
+                f"an image of {w}x{h} pixels is smaller than the crop of {crop_w}x{crop_h}; use a smaller --crop"
             )
-        factor = max(torch.empty(()).uniform_(*self.scale).item(), cut_h / h, cut_w / w)
-        window_h, window_w = (max(min(round(n / factor), most), 1) for n, most in ((cut_h, h), (cut_w, w)))
+        window_h, window_w = (max(min(round(n / factor), most), 1) for n, most in ((crop_h, h), (crop_w, w)))
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
         cut = [F.crop(image, top, left, window_h, window_w) for image in (image_1, image_2)]
         # One tensor, for transforms draw once per call: the same change for both. Its memory has the channels last, as
@@ -586,38 +571,49 @@ class FlowAugmentation:
 # ------------------------------------------------------------------------------------------------------------ loading
 
 
+class Stream(NamedTuple):
+    """Which part of the endless stream of batches a process loads."""
+
+    seed: int = 0
+    """Seed of the order of the data and of the augmentation."""
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+
+
+ONE_PROCESS = Stream()
+"""The whole stream from its beginning, with seed 0."""
+
+
 class ShardedStream(Sampler):
     """One process's part of an endless, shuffled walk through `length` items, as (position, index).
 
     `position` counts the samples of all processes, `batch_size` those of one process in a step. Each pass over the data
-    is another permutation, given by `seed`: every item comes once per pass, whatever the number of processes, and a run
-    can start again at any step. `order` makes a permutation of `length` items from a generator (see `Mix.order`).
+    is another permutation, given by the seed: every item comes once per pass, whatever the number of processes, and a
+    run can start at any step. `order` draws a permutation of `length` items from a generator (see `Mix.order`).
     """
 
     def __init__(
         self,
         length: int,
         batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
+        stream: Stream = ONE_PROCESS,
         order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.length, self.batch_size, self.stream = length, batch_size, stream
         self.order = order or (lambda rng: rng.permutation(length))
+        seed = stream.seed
         self.order_of_pass = lru_cache(maxsize=1)(lambda number: self.order(np.random.default_rng((seed, number))))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        step = self.start_step
+        step = self.stream.start_step
         while True:
             yield from self.step(step)
             step += 1
 
     def step(self, number: int) -> Iterator[tuple[int, int]]:
         """What this process takes in that step."""
-        first = (number * self.world_size + self.rank) * self.batch_size
+        first = (number * self.stream.world_size + self.stream.rank) * self.batch_size
         for position in range(first, first + self.batch_size):
             yield position, int(self.order_of_pass(position // self.length)[position % self.length])
 
@@ -660,7 +656,7 @@ class Seeded(Dataset):
             return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
 
 
-class Forgiving(Seeded):
+class SkipBadFiles(Seeded):
     """`Seeded`, but that the next item takes the place of one that cannot be read; gives (item, what was wrong).
 
     Raises:
@@ -679,11 +675,11 @@ class Forgiving(Seeded):
             except BadFile as error:
                 faults.append(str(error))
                 if len(set(faults)) > self.allowed or len(faults) == len(self):  # or all there are
-                    raise ValueError(too_many(faults, self.allowed, self.dataset.file_count)) from error
+                    raise ValueError(too_many_bad_files(faults, self.allowed, self.dataset.file_count)) from error
                 index = (index + 1) % len(self)
 
 
-def too_many(faults: Collection[str], allowed: int, files: int) -> str:
+def too_many_bad_files(faults: Collection[str], allowed: int, files: int) -> str:
     """The sentence that ends a run."""
     return (
         f"{len(faults)} of {files} files cannot be used, and --bad-files allows {allowed}; mend them, or allow "
@@ -717,31 +713,31 @@ def make_loader(
     dataset: Dataset,
     transform: Callable[..., Any] | None,
     batch_size: int,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    start_step: int = 0,
+    stream: Stream = ONE_PROCESS,
     workers: int = 0,
-    allowed: int | None = None,
+    allowed_bad_files: int | None = None,
 ) -> DataLoader:
-    """An endless loader of this process's batches of `batch_size`, from step `start_step` on.
+    """An endless loader of this process's batches of `batch_size`, from the stream's start step on.
 
     The same seed gives the same batches whatever the number of workers; the caller's random states stay untouched.
 
     Args:
-        allowed: so many files may be bad: the next item takes the place of one, and a batch becomes (batch, sentences
-            on what was wrong). None: a bad file is an error.
+        allowed_bad_files: how many files may be unreadable. The next item takes the place of one, and a batch becomes
+            (batch, sentences about the faults). None: a bad file is an error.
     """
     order = getattr(dataset, "order", None)  # a Mix has its own
-    forgiving = allowed is not None
+    if allowed_bad_files is None:
+        items, collate = Seeded(dataset, transform, stream.seed), None
+    else:
+        items, collate = SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files), _collate
     return DataLoader(
-        Forgiving(dataset, transform, seed, allowed) if forgiving else Seeded(dataset, transform, seed),
+        items,
         batch_size=batch_size,
-        collate_fn=_collate if forgiving else None,
-        sampler=ShardedStream(len(dataset), batch_size, seed, rank, world_size, start_step, order),
+        collate_fn=collate,
+        sampler=ShardedStream(len(dataset), batch_size, stream, order),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(stream.seed),
     )

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torchvision.utils import draw_segmentation_masks, flow_to_image, make_grid
 from tqdm import tqdm
 
-from data import PALETTE, VOID, LabelledImages, NotThere, VideoPairs, make_loader
+from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, make_loader
 from engine.checkpoint import as_json, replacing, save_checkpoint, write_report
 from engine.faults import one_line
 from engine.log import Log, _to_numpy, environment, versions, write_picture
@@ -62,7 +62,7 @@ from mcjepa import (
 )
 from sources.flow_benchmarks import (
     REGIONS,
-    Pair,
+    FlowPair,
     _size,
     find_benchmark,
     known_flow,
@@ -71,7 +71,7 @@ from sources.flow_benchmarks import (
     read_pair,
     submission_name,
 )
-from sources.label_sets import LabelAugmentation, ObjectVideo, find_labels, find_masked_videos, open_video
+from sources.label_sets import LabelAugmentation, ObjectVideo, find_labels, find_masked_videos
 from sources.moving_shapes import MovingShapes, ShapeLabels
 
 UNSEEN_SEED = 1_618_033_988
@@ -366,13 +366,14 @@ def at_size(method: FlowMethod, resize: str) -> FlowMethod:
     return estimate
 
 
-def shapes_pairs(count: int, size: tuple[int, int], seed: int = UNSEEN_SEED) -> Iterator[Pair]:
+def shapes_pairs(count: int, size: tuple[int, int], seed: int = UNSEEN_SEED) -> Iterator[FlowPair]:
     """MovingShapes as pairs; their flow is known everywhere, also where the second frame hides the point."""
     shapes = MovingShapes(length=count, size=size, frames=2, seed=seed)
     for index in range(count):
         item = shapes[index]
         truth = item["flow_forward"]
-        yield Pair(f"shapes_{index:04d}", "", item["images"][:1], item["images"][1:], truth, {"all": known_flow(truth)})
+        images = item["images"]
+        yield FlowPair(f"shapes_{index:04d}", "", images[:1], images[1:], truth, {"all": known_flow(truth)})
 
 
 # --------------------------------------------------------------------------------------------------- pictures
@@ -472,7 +473,7 @@ def writing_video(path: Path, rate: float) -> Iterator[Callable[[UInt8[Tensor, "
 # ------------------------------------------------------------------------------------------------ measurement
 
 
-def measure(pair: Pair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], dict]:
+def measure(pair: FlowPair, method: FlowMethod) -> tuple[Float[Tensor, "1 2 h w"], dict]:
     """Runs a method on a pair: its flow, its `epe` in pixels and `f1` in [0, 1] in each region, and its `seconds`."""
     start = time.perf_counter()
     flow = method(pair.image_1, pair.image_2)
@@ -500,7 +501,7 @@ def summarise(scenes: list[dict], method: str) -> dict:
     return means | {"seconds": float(np.median([scene[method]["seconds"] for scene in scenes]))}
 
 
-def count_pixels(pair: Pair) -> dict[str, int]:
+def count_pixels(pair: FlowPair) -> dict[str, int]:
     """Of each region that is not empty."""
     return {name: int(region.sum()) for name, region in pair.regions.items() if region.any()}
 
@@ -994,7 +995,7 @@ def train_segmenter(
     if start >= recipe.steps:
         return
     transform = LabelAugmentation(recipe.crop, recipe.size)
-    loader = make_loader(training, transform, recipe.batch, config.seed, start_step=start, workers=config.workers)
+    loader = make_loader(training, transform, recipe.batch, Stream(config.seed, start_step=start), config.workers)
     device = own_device()
     segmenter.train()
     with closing(Log(config.output_dir, start, recipe.steps)) as log:
@@ -1283,9 +1284,8 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         videos = shapes_videos(count, config.shapes_frames, config.shapes_size)
     else:
         year = config.benchmark.removeprefix("davis") if config.benchmark else None
-        listed, notes = find_masked_videos(config.data_root, config.split, year, config.resolution, config.sequences)
-        source, count = f"{config.benchmark or 'DAVIS'} in {config.data_root}", len(listed)
-        videos = (open_video(video, config.benchmark == "davis2016") for video in listed)
+        videos, notes = find_masked_videos(config.data_root, config.split, year)
+        source, count = f"{config.benchmark or 'DAVIS'} in {config.data_root}", len(videos)
         config = replace(config, size=config.size or 480)
     features = feature_method(config.model, config.stride, config.encoder, config.seed)
     config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -1587,7 +1587,7 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
             numbers, told = job()
             measured |= numbers
             notes += [f"{name}: {note}" for note in told]
-        except NotThere as error:
+        except MissingSet as error:
             notes.append(f"{name}: {error}")
         except (ValueError, OSError, RuntimeError) as error:  # the last: out of memory
             failures.append(f"{name}: {one_line(error)}")

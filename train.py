@@ -40,14 +40,19 @@ from torch.utils.data import Dataset
 
 from data import (
     FlowAugmentation,
-    Forgiving,
     FramePairs,
     ImageFiles,
+    Stream,
     TwoViews,
     VideoPairs,
     make_loader,
     natural_key,
-    too_many,
+)
+from data import (
+    SkipBadFiles as Forgiving,
+)
+from data import (
+    too_many_bad_files as too_many,
 )
 from engine.checkpoint import as_json, keep_copy, save_checkpoint
 from engine.faults import one_line
@@ -55,7 +60,8 @@ from engine.log import Log, environment, torchrun_job
 from evaluate import UNSEEN_SEED, evaluate_flow_on_shapes, flow_figure, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
 from sources.moving_shapes import ShapeImages, ShapePairs
-from sources.training_sets import VIDEO_SETS, Found, ImageNet, Mix, find_video_set
+from sources.training_sets import VIDEO_SETS, ImageNet, Mix, find_video_set
+from sources.training_sets import VideoClips as Found
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
@@ -396,9 +402,7 @@ def open_mix(config: Config) -> tuple[Mix, dict[str, Found | None]]:
     for name, place in found.items():
         if place:
             settings = getattr(config.mix, name)
-            augmentation = FlowAugmentation(
-                config.crop, config.crop_scale, window=settings.crop, enlarge=settings.crop is None
-            )
+            augmentation = FlowAugmentation(config.crop, enlarge=True)
             parts[name] = FramePairs(place.clips, transform=augmentation)
             repeats[name] = settings.repeats
     return Mix(parts, repeats), found
@@ -441,7 +445,7 @@ def show_data(config: Config) -> None:
 def open_videos(config: Config, main: bool) -> tuple[Dataset, object]:
     """The video pairs and their transform; `main` prints the mix, if they lie in --data-root."""
     if config.video_dir:
-        augmentation = FlowAugmentation(config.crop, config.crop_scale)
+        augmentation = FlowAugmentation(config.crop)
         return VideoPairs(config.video_dir, config.frame_strides, augmentation), None
     if config.data_root:
         mix, found = open_mix(config)
@@ -893,7 +897,7 @@ class Feed:
         """The batch of this task's step number `step`, one after the other, and the faults of files met on the way."""
         if self.batches is None:
             self.loader = make_loader(
-                self.data, self.transform, self.share, self.config.seed, self.rank, self.world, step,
+                self.data, self.transform, self.share, Stream(self.config.seed, self.rank, self.world, step),
                 self.config.workers, allowed_files(self.config, self.data),
             )  # fmt: skip
             self.batches = iter(self.loader)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data import NotThere, _glob, _places, load_image, open_image
+from data import MissingSet, load_image, open_image, set_folders, visible_glob
 
 UNKNOWN_FLOW = 1e9
 """Middlebury's mark: true flow beyond it is unknown and counts nowhere."""
@@ -109,7 +109,7 @@ def _masks(folder: Path, place: str, *names: str) -> dict[str, Path]:
 
 def _sintel(root: Path) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
-        for flow in _glob(root, "training/flow/*/frame_*.flo"):
+        for flow in visible_glob(root, "training/flow/*/frame_*.flo"):
             name = f"{flow.parent.name}/{flow.stem}"
             image = root / "training" / group / f"{name}.png"
             masks = _masks(root / "training", f"{name}.png", "occlusions", "invalid")
@@ -118,7 +118,7 @@ def _sintel(root: Path) -> Iterator[FlowFiles]:
 
 def _sintel_testing(root: Path) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
-        for image, later in pairwise(_glob(root, f"test/{group}/*/frame_*.png")):
+        for image, later in pairwise(visible_glob(root, f"test/{group}/*/frame_*.png")):
             if later.parent == image.parent:  # the last frame of a scene has none to go to
                 yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _following(image), None)
 
@@ -127,7 +127,7 @@ def _kitti(root: Path, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
     """`folders`: where the images are, the first of them that is there. `root` holds training/, or is that itself."""
     base = root if root.resolve().name == "training" else root / "training"
     folder = next((base / name for name in folders if (base / name).is_dir()), None)
-    for flow in _glob(base, "flow_occ/*_10.png") if folder else ():
+    for flow in visible_glob(base, "flow_occ/*_10.png") if folder else ():
         image = folder / flow.name
         yield FlowFiles(flow.stem, "", image, _following(image), flow, _masks(base, flow.name, "flow_noc", "obj_map"))
 
@@ -136,12 +136,12 @@ def _kitti_testing(root: Path, folders: tuple[str, ...]) -> Iterator[FlowFiles]:
     """As `_kitti`, of testing/."""
     base = root if root.resolve().name == "testing" else root / "testing"
     folder = next((base / name for name in folders if (base / name).is_dir()), None)
-    for image in _glob(folder, "*_10.png") if folder else ():
+    for image in visible_glob(folder, "*_10.png") if folder else ():
         yield FlowFiles(image.stem, "", image, _following(image), None)
 
 
 def _middlebury(root: Path) -> Iterator[FlowFiles]:
-    for flow in _glob(root, "other-gt-flow/*/flow10.flo"):
+    for flow in visible_glob(root, "other-gt-flow/*/flow10.flo"):
         image = root / "other-data" / flow.parent.name / "frame10.png"
         yield FlowFiles(flow.parent.name, "", image, _following(image), flow)
 
@@ -151,8 +151,8 @@ def _chairs(root: Path) -> Iterator[FlowFiles]:
     lists = [folder / "FlyingChairs_train_val.txt" for folder in (root, root.parent)]
     marks = next((path.read_text().split() for path in lists if path.is_file()), None)
     for folder in (root / "data", root):
-        flows = [flow for ending in ("flo", "png") for flow in _glob(folder, f"*_flow.{ending}")]
-        endings = {path.stem: path.suffix for path in _glob(folder, "*_img?.*")} if flows else {}
+        flows = [flow for ending in ("flo", "png") for flow in visible_glob(folder, f"*_flow.{ending}")]
+        endings = {path.stem: path.suffix for path in visible_glob(folder, "*_img?.*")} if flows else {}
         for flow in flows:
             name = flow.stem.removesuffix("_flow")
             if marks is None or (name.isdecimal() and 0 < int(name) <= len(marks) and marks[int(name) - 1] == "2"):
@@ -163,7 +163,7 @@ def _chairs(root: Path) -> Iterator[FlowFiles]:
 
 def _things(root: Path) -> Iterator[FlowFiles]:
     """The test split: both passes, cameras and directions. At an end of a clip, flow leads to no frame: left out."""
-    flows = _glob(root, "optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm")
+    flows = visible_glob(root, "optical_flow/TEST/*/*/into_*/*/OpticalFlowInto*_*_?.pfm")
     for group in ("clean", "final"):
         for flow in flows:
             camera, direction, clip = flow.parent.name, flow.parents[1].name, flow.parents[2]
@@ -172,7 +172,9 @@ def _things(root: Path) -> Iterator[FlowFiles]:
             image_1 = folder / f"{number}.png"
             image_2 = _following(image_1, 1 if direction == "into_future" else -1)
             beyond = [
-                p for p in _glob(folder, "*.png") if (p.stem > number) == (direction == "into_future") and p != image_1
+                p
+                for p in visible_glob(folder, "*.png")
+                if (p.stem > number) == (direction == "into_future") and p != image_1
             ]
             if beyond or not folder.is_dir():
                 name = f"{clip.parent.name}_{clip.name}_{camera}_{direction}_{number}"
@@ -181,7 +183,7 @@ def _things(root: Path) -> Iterator[FlowFiles]:
 
 def _hd1k(root: Path) -> Iterator[FlowFiles]:
     """At the end of a sequence, flow leads to no frame: left out."""
-    flows = _glob(root, "hd1k_flow_gt/flow_occ/*_*.png")
+    flows = visible_glob(root, "hd1k_flow_gt/flow_occ/*_*.png")
     for flow, following in pairwise(flows):
         if following.name.split("_")[0] == flow.name.split("_")[0]:
             image = root / "hd1k_input" / "image_2" / flow.name
@@ -192,7 +194,7 @@ Finder = Callable[[Path], Iterator[FlowFiles]]
 """Lists the pairs of a benchmark below its own folder."""
 
 
-BENCHMARKS: dict[str, tuple[str, Finder]] = {
+FLOW_BENCHMARKS: dict[str, tuple[str, Finder]] = {
     "sintel": ("training/flow/SCENE/frame_0001.flo, training/clean/SCENE/frame_0001.png", _sintel),
     "kitti2012": (
         "training/flow_occ/000000_10.png, training/colored_0/000000_10.png (or image_0)",
@@ -235,12 +237,12 @@ def find_benchmark(
         ValueError: several benchmarks lie there, and none was named.
     """
     root = Path(root)
-    known = BENCHMARKS if split == "training" else TESTING
+    known = FLOW_BENCHMARKS if split == "training" else TESTING
     if name and name not in known:
         raise ValueError(f"there is no {split} part of {name}; {', '.join(known)} have one")
     wanted = {name: known[name]} if name else known
     found: dict[str, list[FlowFiles]] = {}
-    for place in _places(root):
+    for place in set_folders(root):
         for each, (_, finder) in wanted.items():
             pairs = [] if each in found else list(finder(place))
             if pairs:
@@ -248,7 +250,7 @@ def find_benchmark(
     if not found:
         what = ("true flow" if split == "training" else "testing part") + (f" of {name}" if name else "")
         expected = "; or ".join(layout for layout, _ in wanted.values())
-        raise NotThere(f"{root}: no {what} in it; expected {expected}")
+        raise MissingSet(f"{root}: no {what} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
     ((name, pairs),) = found.items()
@@ -270,7 +272,7 @@ REGIONS = ("all", "matched", "unmatched", "0-10", "10-40", "40+", "noc", "bg", "
 """The parts of an image that are measured apart, in the order of the tables; see `read_pair`."""
 
 
-class Pair(NamedTuple):
+class FlowPair(NamedTuple):
     """Two images `(1, 3, h, w)` in [0, 1], the true flow `(1, 2, h, w)` from 1 to 2, and the parts of the image that
     are measured apart, each `(1, 1, h, w)`; the first, "all", is where the flow is known."""
 
@@ -282,7 +284,7 @@ class Pair(NamedTuple):
     regions: dict[str, Tensor]
 
 
-def read_pair(files: FlowFiles) -> Pair:
+def read_pair(files: FlowFiles) -> FlowPair:
     """Reads one pair, its true flow and its masks; raises ValueError where they differ in size.
 
     The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
@@ -308,7 +310,7 @@ def read_pair(files: FlowFiles) -> Pair:
         regions["noc"] = known & masks["flow_noc"]
     if "obj_map" in masks:
         regions |= {"bg": known & ~masks["obj_map"], "fg": known & masks["obj_map"]}
-    return Pair(files.name, files.group, *frames, truth, regions)
+    return FlowPair(files.name, files.group, *frames, truth, regions)
 
 
 def read_mask(path: Path, like: Float[Tensor, "1 2 h w"]) -> Bool[Tensor, "1 1 h w"]:
@@ -336,12 +338,25 @@ def _size(image: Tensor) -> str:
     return f"{image.shape[-1]}x{image.shape[-2]} px"
 
 
-def picture_name(pair: Pair | FlowFiles) -> str:
+def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
+    """Writes a flow as .flo, or as KITTI's .png, which holds 64ths of a pixel up to 512 px."""
+    values = np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy())
+    if path.suffix == ".flo":
+        written = cv2.writeOpticalFlow(str(path), values)
+    else:
+        stored = np.clip(np.round(values * 64 + 2**15), 0, 2**16 - 1).astype(np.uint16)
+        known = np.ones_like(stored[..., 0])
+        written = cv2.imwrite(str(path), np.dstack((known, stored[..., 1], stored[..., 0])))
+    if not written:
+        raise OSError(f"{path}: cannot be written; is the disk full?")
+
+
+def picture_name(pair: FlowPair | FlowFiles) -> str:
     """The name of a pair's figure, with its group, without folders."""
     return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
 
 
-def submission_name(benchmark: str, pair: Pair | FlowFiles) -> str:
+def submission_name(benchmark: str, pair: FlowPair | FlowFiles) -> str:
     """Where a pair's flow lies in a submission: clean/SCENE/frame_0001.flo (Sintel), flow/000000_10.png (KITTI 2015),
     000000_10.png (KITTI 2012); of benchmarks without a server: a .flo file."""
     if benchmark.startswith("kitti"):

@@ -21,16 +21,16 @@ from torchvision.transforms.v2 import functional as F
 from data import (
     PALETTE,
     VOID,
+    ColorJitter,
     LabelledImages,
-    NotThere,
-    _ColorJitter,
-    _glob,
-    _is_image,
-    _places,
+    MissingSet,
     _subfolders,
     find_files,
+    is_image,
     load_image,
     read_ids,
+    set_folders,
+    visible_glob,
 )
 from sources.flow_benchmarks import _size
 
@@ -97,9 +97,9 @@ def _voc_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
     if other_year or not (place / "SegmentationClass").is_dir():
         return
     labels = {name: place / "SegmentationClass" / f"{name}.png" for name in _voc_names(place, split)}
-    more = _glob(place, "SegmentationClassAug/*.png") if split == "train" else []
+    more = visible_glob(place, "SegmentationClassAug/*.png") if split == "train" else []
     for above in {place, *place.absolute().parents[:2], *place.resolve().parents[:2]} if split == "train" else ():
-        more += _glob(above, "benchmark_RELEASE/dataset/cls/*.mat")
+        more += visible_glob(above, "benchmark_RELEASE/dataset/cls/*.mat")
     if more:
         validation = set(_voc_names(place, "val"))
         labels = {path.stem: path for path in more if path.stem not in validation} | labels
@@ -108,7 +108,7 @@ def _voc_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _cityscapes_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    for image in _glob(place, f"leftImg8bit/{split}/*/*_leftImg8bit.png"):
+    for image in visible_glob(place, f"leftImg8bit/{split}/*/*_leftImg8bit.png"):
         folder, name = place / "gtFine" / split / image.parent.name, image.stem.removesuffix("_leftImg8bit")
         by_class = folder / f"{name}_gtFine_labelTrainIds.png"
         yield image, by_class if by_class.is_file() else folder / f"{name}_gtFine_labelIds.png"
@@ -116,13 +116,13 @@ def _cityscapes_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 def _ade20k_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
     part = {"train": "training", "val": "validation"}[split]
-    for image in _glob(place, f"images/{part}/ADE_*.jpg"):
+    for image in visible_glob(place, f"images/{part}/ADE_*.jpg"):
         yield image, place / "annotations" / part / f"{image.stem}.png"
 
 
 def _camvid_pairs(place: Path, split: str) -> Iterator[tuple[Path, Path]]:
     if (place / f"{split}annot").is_dir():
-        for image in filter(_is_image, _glob(place, f"{split}/*")):
+        for image in filter(is_image, visible_glob(place, f"{split}/*")):
             yield image, place / f"{split}annot" / f"{image.stem}.png"
 
 
@@ -203,7 +203,7 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
     wanted = {name: LABEL_SETS[name]} if name else LABEL_SETS
     found: dict[str, list[tuple[Path, Path]]] = {}
     copies = []
-    for place in _places(Path(root)):
+    for place in set_folders(Path(root)):
         for each, label_set in wanted.items():
             if each in found:
                 with suppress(FileNotFoundError):  # what is wrong with a copy does not matter
@@ -212,7 +212,7 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
                 found[each] = pairs
     if not found:
         expected = "; or ".join(each.layout for each in wanted.values())
-        raise NotThere(f"{root}: no {split} part of {name or 'a data set'} in it; expected {expected}")
+        raise MissingSet(f"{root}: no {split} part of {name or 'a data set'} in it; expected {expected}")
     if len(found) > 1:
         raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
     ((name, pairs),) = found.items()
@@ -223,6 +223,22 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
     if name == "voc" and split == "train" and len(pairs) < 10_582:
         notes.append(f"{len(pairs)} training images; with the augmented set there are 10,582")
     return name, LabelledImages(pairs, label_set.tables, label_set.classes, label_set.colours, notes)
+
+
+class ObjectVideo(NamedTuple):
+    """A video whose objects are followed from the masks of its first frame."""
+
+    name: str
+    objects: list[int]
+    """Their numbers in the masks; 0 is the background."""
+    frames: Callable[[int], UInt8[Tensor, "3 h w"]]
+    masks: Callable[[int], UInt8[Tensor, "h w"] | None]
+    """None where there is no mask; VOID pixels count nowhere."""
+    frame_names: list[str]
+
+    @property
+    def length(self) -> int:
+        return len(self.frame_names)
 
 
 class MaskedVideo(NamedTuple):
@@ -240,7 +256,7 @@ def _masked_video(folder: Path, folder_of_masks: Path) -> MaskedVideo:
     masks = [folder_of_masks / f"{frame.stem}.png" for frame in frames]
     if not frames:
         raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
-    lost = {mask.stem for mask in _glob(folder_of_masks, "*.png")} - {frame.stem for frame in frames}
+    lost = {mask.stem for mask in visible_glob(folder_of_masks, "*.png")} - {frame.stem for frame in frames}
     if lost:
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
     twice = [later for frame, later in pairwise(frames) if frame.stem == later.stem]
@@ -252,28 +268,9 @@ def _masked_video(folder: Path, folder_of_masks: Path) -> MaskedVideo:
 
 
 def find_masked_videos(
-    root: Path,
-    split: str = "val",
-    year: Literal["2016", "2017"] | None = None,
-    resolution: str | None = None,
-    sequences: Sequence[str] = (),
-) -> tuple[list[MaskedVideo], list[str]]:
-    """The videos of DAVIS 2016 or 2017 in `root` or up to two folders deeper, and lines to be told with the results.
-
-    JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png; the sequences are those that
-    ImageSets/2017/val.txt or ImageSets/480p/val.txt lists, or all where there are no lists.
-
-    Args:
-        split: the list to take.
-        year: whose list; by default that of 2017, if it is there.
-        resolution: the folder below JPEGImages; by default 480p, or the only one.
-        sequences: only these of them.
-
-    Raises:
-        FileNotFoundError: no such folder, data set, resolution, list or frames, a mask without its frame, or a sequence
-            without the mask of its first frame.
-        ValueError: DAVIS lies in several folders, has no such sequence, or a frame twice.
-    """
+    root: Path, split: str = "val", year: Literal["2016", "2017"] | None = None
+) -> tuple[list[ObjectVideo], list[str]]:
+    """The videos of DAVIS in `root` or a folder in it, and notes for the report."""
 
     def resolutions_of(place: Path) -> list[str]:
         """Of frames that have masks. (Pascal VOC has folders of these names too, but no folder in them.)"""
@@ -282,9 +279,9 @@ def find_masked_videos(
             return []
         return [folder.name for folder in _subfolders(frames) if (masks / folder.name).is_dir()]
 
-    homes = [place for place in _places(Path(root)) if resolutions_of(place)]
+    homes = [place for place in set_folders(Path(root)) if resolutions_of(place)]
     if not homes:
-        raise NotThere(
+        raise MissingSet(
             f"{root}: no DAVIS in it; expected JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png"
         )
     if len(homes) > 1 and year:
@@ -293,7 +290,7 @@ def find_masked_videos(
         raise ValueError(f"{root}: DAVIS lies in {', '.join(map(str, homes))}; name one of them with --data-root")
     (home,) = homes
     resolutions = resolutions_of(home)
-    wanted = resolution or (resolutions[0] if len(resolutions) == 1 else "480p")
+    wanted = resolutions[0] if len(resolutions) == 1 else "480p"
     if wanted not in resolutions:
         raise FileNotFoundError(
             f"{home / 'JPEGImages' / wanted}: no frames with masks; --resolution can be {', '.join(resolutions)}"
@@ -303,7 +300,7 @@ def find_masked_videos(
     lists = [home / "ImageSets" / folder / f"{split}.txt" for folder in folders]
     listed = next((path for path in lists if path.is_file()), None)
     if listed is None and year == "2017" and (home / "ImageSets" / wanted / f"{split}.txt").is_file():
-        raise NotThere(f"{lists[0]}: missing; this is DAVIS 2016, whose lists lie in ImageSets/{wanted}")
+        raise MissingSet(f"{lists[0]}: missing; this is DAVIS 2016, whose lists lie in ImageSets/{wanted}")
     if listed:
         # DAVIS 2016 lists files, DAVIS 2017 sequences.
         firsts = [line.split()[0] for line in listed.read_text(errors="replace").splitlines() if line.strip()]
@@ -314,16 +311,12 @@ def find_masked_videos(
     else:
         names = [folder.name for folder in _subfolders(home / "JPEGImages" / wanted)]
         notes = [f"no {lists[0].relative_to(home)}: all {len(names)} sequences"]
-    unknown = sorted(set(sequences) - set(names))
-    if unknown:
-        raise ValueError(f"--sequences: there is no {', '.join(unknown)} in {root} (--split {split})")
-    names = [name for name in names if not sequences or name in sequences]
     videos = [
         _masked_video(home / "JPEGImages" / wanted / name, home / "Annotations" / wanted / name) for name in names
     ]
     if not videos:
         raise FileNotFoundError(f"{listed or home / 'JPEGImages' / wanted}: no sequence in it")
-    return videos, notes
+    return [open_video(video, year == "2016") for video in videos], notes
 
 
 class LabelAugmentation:
@@ -344,7 +337,7 @@ class LabelAugmentation:
         self.cut = v2.Compose([v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip(0.5)])
         # Brightness, contrast, saturation and hue as in v2.RandomPhotometricDistort, which swaps channels too: here red
         # is not green, for colours may tell a class.
-        colour = v2.RandomApply([_ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
+        colour = v2.RandomApply([ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
         self.change = v2.Compose([colour, v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(
@@ -356,22 +349,6 @@ class LabelAugmentation:
         labels = interpolate(labels[None, None].float(), image.shape[1:], mode="nearest-exact")[0].long()
         image, labels = self.cut(tv_tensors.Image(image), tv_tensors.Mask(labels))
         return self.change(image.as_subclass(Tensor)), labels[0].as_subclass(Tensor)
-
-
-class ObjectVideo(NamedTuple):
-    """A video whose objects are followed from the masks of its first frame."""
-
-    name: str
-    objects: list[int]
-    """Their numbers in the masks; 0 is the background."""
-    frames: Callable[[int], UInt8[Tensor, "3 h w"]]
-    masks: Callable[[int], UInt8[Tensor, "h w"] | None]
-    """None where there is no mask; VOID pixels count nowhere."""
-    frame_names: list[str]
-
-    @property
-    def length(self) -> int:
-        return len(self.frame_names)
 
 
 def open_video(video: MaskedVideo, one_object: bool) -> ObjectVideo:

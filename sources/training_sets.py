@@ -1,9 +1,17 @@
-"""The training sets of the paper, where their files lie, and their mix: video for flow, ImageNet for content."""
+"""The paper's training sets: where the files of each video set lie, their mix with repeats, and ImageNet.
+
+The paper (Section 4) trains flow on KITTI, Sintel, FlyingChairs, FlyingThings3D and HD1K, and content on ImageNet.
+Each set lies one folder below the data root, as its archive unpacks; only frames are needed, no true flow.
+
+    python -m sources.training_sets DATA  # what DATA holds, the mix, and where to download what is missing
+"""
 
 import json
 import os
 import re
+import sys
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,33 +24,39 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from data import IMAGENET_CLASS, VIDEO_EXTENSIONS, Clip, _glob, _is_image, _places, find_files, load_image
+from data import (
+    IMAGENET_CLASS,
+    VIDEO_EXTENSIONS,
+    Clip,
+    FlowAugmentation,
+    FramePairs,
+    MissingSet,
+    find_files,
+    is_image,
+    load_image,
+    set_folders,
+    visible_glob,
+)
 
 
 class VideoSet(NamedTuple):
-    """A data set of video as its archives unpack. Only frames are needed, no true flow."""
+    """A data set of video, laid out as its archives unpack."""
 
     title: str
     url: str
-    """Where to get it."""
     example: str
-    """How a frame lies below the folder of the set, to be shown."""
+    """Where a frame lies below the set's folder, for messages."""
     frames: str = ""
-    """The same as a pattern; the names of the frames end in their numbers."""
-    mark: str = ""
-    """A file that tells it from another data set of the same layout; by default any of its frames."""
+    """The same as a pattern. The name of a frame ends in its number."""
+    marker: str = ""
+    """A file that identifies the set where another has the same layout; by default any of its frames."""
     left_out: range = range(0)
-    """Numbers of frames that stay out of training."""
+    """Numbers of the frames that stay out of training."""
 
 
 _FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
-
-
 _SINTEL = "http://sintel.is.tue.mpg.de/downloads"
-
-
 _KITTI = "https://www.cvlibs.net/datasets/kitti"
-
 
 VIDEO_SETS = {
     "kitti_raw": VideoSet(
@@ -51,13 +65,13 @@ VIDEO_SETS = {
         "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png",
         "2011_*/*_sync/image_02/data/*",
     ),
-    # True flow is known from frame 10 to 11 of each scene: 9 to 12 stay out of training (field).
+    # The true flow of a scene leads from frame 10 to 11: frames 9 to 12 stay out of training (field).
     "kitti2012": VideoSet(
         "KITTI 2012's multiview extension",
         f"{_KITTI}/eval_stereo_flow.php",
         "training/colored_0/000000_00.png to 000000_20.png",
         "*ing/colored_0/*_*",
-        mark="training/colored_0/*_00.*",
+        marker="training/colored_0/*_00.*",
         left_out=range(9, 13),
     ),
     "kitti2015": VideoSet(
@@ -65,13 +79,15 @@ VIDEO_SETS = {
         f"{_KITTI}/eval_scene_flow.php",
         "training/image_2/000000_00.png to 000000_20.png",
         "*ing/image_2/*_*",
-        mark="training/image_2/*_00.*",
+        marker="training/image_2/*_00.*",
         left_out=range(9, 13),
     ),
     "sintel_clean": VideoSet("Sintel", _SINTEL, "training/clean/alley_1/frame_0001.png", "t*/clean/*/frame_*"),
     "sintel_final": VideoSet("Sintel", _SINTEL, "training/final/alley_1/frame_0001.png", "t*/final/*/frame_*"),
     "sintel_raw": VideoSet(
-        "the film", "https://durian.blender.org/download", "sintel.mp4; or frames as sintel_raw/SCENE/frame_0001.png"
+        "Sintel, the film",
+        "https://durian.blender.org/download",
+        "sintel.mp4, or its frames as sintel_raw/SCENE/frame_0001.png",
     ),
     "chairs": VideoSet(
         "FlyingChairs",
@@ -101,64 +117,80 @@ VIDEO_SETS = {
 """The sets of the paper's flow task by name."""
 
 
-class Found(NamedTuple):
-    """A data set that was found."""
+@dataclass(frozen=True)
+class RepeatsConfig:
+    """How often a pass over the mix repeats each set. KITTI: 100 and 1 are second-hand; the others are ours and balance
+    the sizes."""
+
+    kitti_raw: int = 1
+    kitti2012: int = 100
+    kitti2015: int = 100
+    sintel_clean: int = 100
+    sintel_final: int = 100
+    sintel_raw: int = 10
+    chairs: int = 5
+    things_clean: int = 2
+    things_final: int = 2
+    hd1k: int = 100
+
+
+class VideoClips(NamedTuple):
+    """The clips of a data set on the disk."""
 
     path: Path
-    """Its folder, the first if there are several; or the film."""
+    """Its folder, or the film."""
     clips: list[Clip]
     notes: list[str]
-    """A line for each gap in the numbers of its frames, and where it lies in several folders."""
+    """A line for each gap in the numbers of its frames."""
 
 
-def find_video_set(name: str, root: Path) -> Found | None:
-    """One of VIDEO_SETS below `root`, in it or up to two folders deeper; None if it is not there.
+def find_video_set(name: str, root: Path) -> VideoClips | None:
+    """One of VIDEO_SETS in `root` or a folder in it; None if it is not there.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a frame without a number, twice, or alone in its clip; a film that cannot be decoded.
+        ValueError: the set lies in several folders; a frame has no number, or is there twice, or is alone in its clip;
+            the film cannot be decoded.
     """
-    wanted = VIDEO_SETS[name]
-    places = _places(Path(root))
+    video_set, folders = VIDEO_SETS[name], set_folders(Path(root))
     if name == "sintel_raw":
-        found = _find_film(places)
+        found = _find_film(folders)
     else:
-        folders = [place for place in places if _glob(place, wanted.mark or wanted.frames)]
-        frames = [path for folder in folders for path in _glob(folder, wanted.frames) if _is_image(path)]
-        found = Found(folders[0], *_sequences(frames, wanted.left_out)) if folders else None
+        folders = [folder for folder in folders if visible_glob(folder, video_set.marker or video_set.frames)]
         if len(folders) > 1:
-            found.notes.append(f"{name} lies in several folders, all are taken: {', '.join(map(str, folders))}")
+            raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
+        frames = [path for folder in folders for path in visible_glob(folder, video_set.frames) if is_image(path)]
+        found = VideoClips(folders[0], *_consecutive_frames(frames, video_set.left_out)) if folders else None
     if found and not found.clips:
-        raise ValueError(f"{found.path}: no two frames of {wanted.title} follow each other; unpack the archive again")
+        raise ValueError(f"{found.path}: no two frames of {video_set.title} are consecutive; unpack the archive again")
     return found
 
 
-def _sequences(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
-    """Clips of frames whose numbers follow each other without a gap, and a line for each gap.
+def _consecutive_frames(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
+    """Clips of frames with consecutive numbers, and a note for each gap.
 
-    The number is the digits at the end of a file's name; what stands before them tells the clip. `paths` are sorted.
+    The number is the digits at the end of a file's name; what stands before them identifies the clip. `paths` are
+    sorted.
     """
-    sequences: dict[tuple[Path, str], dict[int, Path]] = {}
+    frames_of_clip: dict[tuple[Path, str], dict[int, Path]] = {}
     for path in paths:
         prefix, digits = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
         if not digits:
             raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
-        frames = sequences.setdefault((path.parent, prefix), {})
+        frames = frames_of_clip.setdefault((path.parent, prefix), {})
         if int(digits) in frames:
-            raise ValueError(f"{path}: this frame is there twice, see {frames[int(digits)].name}; remove one of them")
+            raise ValueError(f"{path}: the same frame as {frames[int(digits)].name}; remove one of them")
         frames[int(digits)] = path
     clips, notes = [], []
-    for (folder, _), frames in sequences.items():
+    for (folder, _), frames in frames_of_clip.items():
         numbers = sorted(frames)
         if len(numbers) == 1:
-            path = frames[numbers[0]]
-            raise ValueError(f"{path}: the only frame of its clip, a pair needs two; unpack the archive again")
-        for one, following in pairwise(numbers):
-            if following > one + 1:
-                lost = following - one - 1
+            raise ValueError(f"{frames[numbers[0]]}: the only frame of its clip; unpack the archive again")
+        for number, following in pairwise(numbers):
+            if following > number + 1:
                 notes.append(
-                    f"{frames[one]}: {lost} frame{'s are' if lost > 1 else ' is'} missing between it and "
-                    f"{frames[following].name}, no pair is made across; unpack the archive again"
+                    f"{frames[number]}: the next frame is {frames[following].name}; no pair spans this gap of "
+                    f"{following - number - 1}; unpack the archive again"
                 )
         kept = [number for number in numbers if number not in left_out]
         for _, run in groupby(enumerate(kept), key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
@@ -168,75 +200,58 @@ def _sequences(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip
     return clips, notes
 
 
-def _find_film(places: list[Path]) -> Found | None:
-    """Sintel as a film: a file whose name holds "sintel", or folders of frames in "sintel_raw" (or movie, or film)."""
-    for place in places:
-        if re.search(r"sintel.*(raw|movie|film)", place.name, re.IGNORECASE):
-            frames = find_files(place, IMG_EXTENSIONS)
-            if frames:
-                return Found(place, *_sequences(frames))
-        for path in _glob(place, "*"):
+def _find_film(folders: list[Path]) -> VideoClips | None:
+    """Sintel, the film: frames in a folder "sintel_raw", or a video file whose name contains "sintel"."""
+    for folder in folders:
+        if folder.name == "sintel_raw" and (frames := find_files(folder, IMG_EXTENSIONS)):
+            return VideoClips(folder, *_consecutive_frames(frames))
+        for path in visible_glob(folder, "*"):
             if path.suffix.lower() in VIDEO_EXTENSIONS and "sintel" in path.name.lower():
-                return Found(path, [Clip(path, shot) for shot in shots(path) if len(shot) > 1], [])
+                return VideoClips(path, [Clip(path, shot) for shot in find_shots(path) if len(shot) > 1], [])
     return None
 
 
-def shots(path: Path) -> list[range]:
-    """The numbers of the frames of each shot of a film: no pair may lie across a cut.
+def find_shots(path: Path) -> list[range]:
+    """The frame numbers of each shot of a film: no pair may span a cut. ValueError if the film cannot be decoded.
 
-    They are found once (some minutes for a film), by PySceneDetect, and kept beside the film in NAME.shots.json.
-    ValueError if the film cannot be decoded.
+    PySceneDetect takes some minutes for a film; the result is kept beside it in NAME.shots.json.
     """
-    from scenedetect import ContentDetector, SceneManager  # here: nobody else needs the 0.2 s that this takes
+    from scenedetect import ContentDetector, SceneManager  # here: takes 0.2 s, for a film only
     from scenedetect.backends.opencv import VideoCaptureAdapter
 
-    kept, size = path.with_name(path.name + ".shots.json"), path.stat().st_size
-    try:
-        known = json.loads(kept.read_text())
-        if known["size"] == size:
-            return [range(*shot) for shot in known["shots"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or not ours: made anew
+    cache, size = path.with_name(path.name + ".shots.json"), path.stat().st_size
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: made anew
+        cached = json.loads(cache.read_text())
+        if cached["size"] == size:
+            return [range(*shot) for shot in cached["shots"]]
     manager = SceneManager()
     manager.add_detector(ContentDetector())
-    unreadable = f"{path}: cannot be decoded; convert the film, or use its frames as a folder"
-    try:
-        # Through an adapter, which counts frames; PySceneDetect's own reader derives their numbers from their times.
+    with suppress(ValueError, OSError):
+        # The adapter counts frames; PySceneDetect's own reader derives their numbers from their times.
         manager.detect_scenes(VideoCaptureAdapter(cv2.VideoCapture(str(path))), show_progress=True)
-    except (ValueError, OSError) as error:
-        raise ValueError(unreadable) from error
-    found = manager.get_scene_list(start_in_scene=True)
-    if not found:
-        raise ValueError(unreadable)
-    cut = [(start.frame_num, end.frame_num) for start, end in found]
-    with suppress(OSError):  # a folder that cannot be written to: found again the next time
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps({"size": size, "shots": cut}) + "\n")
-            os.replace(temporary, kept)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return [range(*shot) for shot in cut]
+    shots = [(start.frame_num, end.frame_num) for start, end in manager.get_scene_list(start_in_scene=True)]
+    if not shots:
+        raise ValueError(f"{path}: cannot be decoded; convert the film, or use its frames as a folder")
+    with suppress(OSError):  # a folder without write permission
+        temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"size": size, "shots": shots}) + "\n")
+        os.replace(temporary, cache)
+    return [range(*shot) for shot in shots]
 
 
 class Mix(Dataset):
-    """Several sets of pairs as one, each with its number of repeats in a pass.
+    """Several sets of pairs as one, each repeated a number of times (1 or more) in a pass."""
 
-    Args:
-        parts: the sets by name.
-        repeats: how often a pass goes through each, 1 or more.
-    """
-
-    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int]):
-        self.parts, self.repeats = parts, {name: repeats[name] for name in parts}
+    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: list[str] | None = None):
+        self.parts, self.repeats, self.notes = parts, {name: repeats[name] for name in parts}, notes or []
         self.lengths = {name: len(part) * repeats[name] for name, part in parts.items()}
 
     def __len__(self) -> int:
-        """Of a pass, with its repeats."""
+        """The length of a pass, with its repeats."""
         return sum(self.lengths.values())
 
-    def _find(self, index: int) -> tuple[Dataset, int]:
-        """The set that an item is of, and its place there."""
+    def _locate(self, index: int) -> tuple[Dataset, int]:
+        """The set that an item belongs to, and its index there."""
         for name, part in self.parts.items():
             if index < self.lengths[name]:
                 return part, index % len(part)
@@ -244,7 +259,7 @@ class Mix(Dataset):
         raise IndexError("beyond the end of the mix")
 
     def __getitem__(self, index: int) -> Any:
-        part, place = self._find(index)
+        part, place = self._locate(index)
         return part[place]
 
     @property
@@ -252,11 +267,11 @@ class Mix(Dataset):
         return sum(part.file_count for part in self.parts.values())
 
     def name(self, index: int) -> str:
-        part, place = self._find(index)
+        part, place = self._locate(index)
         return part.name(place)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The indices of a pass, shuffled: each set comes at an even rate, and wholly before any of it comes again."""
+        """A shuffled pass: each set comes at an even rate, and all of it before any of it comes again."""
         times = []
         for name, part in self.parts.items():
             places = np.concatenate([k * len(part) + rng.permutation(len(part)) for k in range(self.repeats[name])])
@@ -264,33 +279,84 @@ class Mix(Dataset):
         return np.argsort(np.concatenate(times))
 
 
+def open_mix(
+    data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, augmentation: FlowAugmentation | None
+) -> Mix:
+    """The video sets in `data_root` as one.
+
+    Args:
+        sets: names of VIDEO_SETS, or what names begin with; all that are there if empty.
+
+    Raises:
+        MissingSet: none of the sets is there, or one that is named in full is not.
+        ValueError: no set has such a name, a set is damaged, or repeats are below 1.
+    """
+    for wanted in sets:
+        if not any(name.startswith(wanted) for name in VIDEO_SETS):
+            raise ValueError(f"--sets {wanted}: no such data set; choose from {', '.join(VIDEO_SETS)}")
+    for name, count in asdict(repeats).items():
+        if count < 1:
+            raise ValueError(f"--repeats.{name.replace('_', '-')} must be at least 1")
+    parts, notes = {}, []
+    chosen = [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
+    for name in chosen:
+        if found := find_video_set(name, data_root):
+            parts[name] = FramePairs(found.clips, transform=augmentation)
+            notes += found.notes
+        elif name in sets:
+            raise MissingSet(f"{data_root}: does not hold {how_to_get(name)}")
+    if not parts:
+        raise MissingSet(
+            f"{data_root}: holds none of {', '.join(chosen)}; `python -m sources.training_sets {data_root}` says where "
+            "to download them, and their layout"
+        )
+    return Mix(parts, asdict(repeats), notes)
+
+
+def how_to_get(name: str) -> str:
+    """Where to download a video set, and its layout."""
+    video_set = VIDEO_SETS[name]
+    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to ANY_FOLDER/{video_set.example}"
+
+
+def describe_mix(mix: Mix) -> str:
+    """A table of the sets in the mix, and notes on the first gaps in their numbering."""
+    lines = [f"{'set':13} {'clips':>7} {'pairs':>9} {'repeats':>8} {'share':>7}  path"]
+    for name, part in mix.parts.items():
+        share, path = mix.lengths[name] / len(mix), os.path.commonpath([clip.path for clip in part.clips])
+        lines.append(f"{name:13} {len(part.clips):7,} {len(part):9,} {mix.repeats[name]:8} {share:7.2%}  {path}")
+    lines += [f"note: {note}" for note in mix.notes[:5]]
+    if len(mix.notes) > 5:
+        lines.append(f"note: {len(mix.notes) - 5} more gaps like these")
+    return "\n".join(lines)
+
+
 class ImageNet(ImageFolder):
     """The training images of ImageNet-1k (or any part of it in the same layout), as uint8 (3, h, w) RGB.
 
-    Looks for folders of classes (n01440764, ...) below `root`: in a folder whose name begins with ImageNet or ILSVRC,
-    there in train/ (as torchvision unpacks it), Data/CLS-LOC/train/ (the archive of Kaggle) or directly; or so in
-    `root` itself, whatever its name.
+    The folders of the classes (n01440764, ...) lie in train/, in (ILSVRC/)Data/CLS-LOC/train/ (Kaggle's archive) or
+    directly in `root`, or in a folder of it whose name begins with ImageNet or ILSVRC.
 
-    FileNotFoundError if there is none, or a class is empty; BadFile on reading a broken image.
+    FileNotFoundError if there is none, or a class is empty; BadFile on reading a damaged image.
     """
 
     def __init__(self, root: str | Path):
         root = Path(root)
         places = [
-            place / below
-            for place in _places(root)
-            if place == root or re.match("imagenet|ilsvrc", place.name, re.IGNORECASE)
-            for below in ("train", "Data/CLS-LOC/train", "")
+            folder / below
+            for folder in set_folders(root)
+            if folder == root or re.match("imagenet|ilsvrc", folder.name, re.IGNORECASE)
+            for below in ("train", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "")
         ]
-        folder = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
-        if folder is None:
-            raise FileNotFoundError(
+        place = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
+        if place is None:
+            raise MissingSet(
                 f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (https://image-net.org/download)"
             )
         try:
-            super().__init__(folder, loader=load_image, is_valid_file=_is_image)
+            super().__init__(place, loader=load_image, is_valid_file=is_image)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{folder}: {error}; unpack these classes, or remove their folders") from error
+            raise FileNotFoundError(f"{place}: {error}; unpack these classes, or remove their folders") from error
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The folders named like a class, whatever lies beside them."""
@@ -306,3 +372,29 @@ class ImageNet(ImageFolder):
 
     def name(self, index: int) -> str:
         return self.samples[index][0]
+
+
+def main(data_root: Path) -> None:
+    """Prints what a folder holds: a line for each set in the mix, for the images, and for what is missing."""
+    found: dict[str, Dataset] = {}
+    try:
+        mix = open_mix(data_root, (), RepeatsConfig(), None)
+        found = mix.parts
+        print(describe_mix(mix))
+    except MissingSet:
+        print(f"{data_root}: holds no video set")
+    try:
+        images = ImageNet(data_root)
+        print(f"imagenet: {len(images):,} images in {len(images.classes):,} classes  {images.root}")
+    except MissingSet as error:
+        print(f"missing: {error}")
+    for name in VIDEO_SETS:
+        if name not in found:
+            print(f"missing: {how_to_get(name)}")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except (IndexError, ValueError, OSError) as error:
+        sys.exit(__doc__ if isinstance(error, IndexError) else f"error: {error}")

@@ -26,8 +26,8 @@ from torchvision import datasets
 from torchvision.datasets import _optical_flow, utils
 from torchvision.transforms import v2
 
-from data import FlowAugmentation, FramePairs, ShardedStream, _ColorJitter, _GaussianBlur, _Solarize, make_loader
-from sources.flow_benchmarks import BENCHMARKS, find_benchmark, read_flow
+from data import FlowAugmentation, FramePairs, ShardedStream, ColorJitter, _GaussianBlur, _Solarize, make_loader
+from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow
 from sources.training_sets import VIDEO_SETS, ImageNet, Mix, find_video_set
 
 seeds = st.integers(0, 2**31)
@@ -954,7 +954,7 @@ def test_a_benchmark_that_lies_alone_needs_no_name_and_is_no_other(name, depth, 
     own = tmp_path / "root" / FILES[name][0].split("/")[0]
     found, pairs, notes = find_benchmark((own, *own.parents)[depth])
     assert found == name and pairs and notes == []
-    for other in BENCHMARKS.keys() - {name}:
+    for other in FLOW_BENCHMARKS.keys() - {name}:
         with told(FileNotFoundError, own, f"no true flow of {other}"):
             find_benchmark(own, other)
 
@@ -1152,7 +1152,7 @@ def apart(ours, theirs):
 def test_each_change_of_colour_is_torchvision_s_to_a_few_levels(name, low, high, levels, mean, seed, share):
     factor = low + share * (high - low)
     options = {name: (factor, factor)}
-    difference = apart(*(kind(**options)(photo(seed)) for kind in (_ColorJitter, v2.ColorJitter)))
+    difference = apart(*(kind(**options)(photo(seed)) for kind in (ColorJitter, v2.ColorJitter)))
     assert difference.max() <= levels and difference.mean() <= mean
 
 
@@ -1160,7 +1160,7 @@ def test_each_change_of_colour_is_torchvision_s_to_a_few_levels(name, low, high,
 @given(seed=seeds)
 def test_changes_of_colour_have_torchvision_s_parameters_and_come_in_the_order_drawn(seed):
     image, drawn, results = photo(seed), [], []
-    for kind in (_ColorJitter, v2.ColorJitter):
+    for kind in (ColorJitter, v2.ColorJitter):
         jitter = kind(0.4, 0.4, 0.2, 0.1)
         torch.manual_seed(seed)
         drawn.append({name: torch.as_tensor(value).tolist() for name, value in jitter.make_params([]).items()})
@@ -1170,12 +1170,12 @@ def test_changes_of_colour_have_torchvision_s_parameters_and_come_in_the_order_d
     assert apart(*results).mean() < 4  # each of the four changes is about half a level brighter than torchvision's
     for number in drawn[0]["fn_idx"]:
         name = ("brightness", "contrast", "saturation", "hue")[number]
-        image = _ColorJitter(**{name: 2 * (drawn[0][f"{name}_factor"],)})(image)
+        image = ColorJitter(**{name: 2 * (drawn[0][f"{name}_factor"],)})(image)
     assert torch.equal(image, results[0])
 
 
 def test_changes_that_are_not_asked_for_change_nothing():
-    assert torch.equal(_ColorJitter(0, 0, 0, 0)(photo(0)), photo(0))
+    assert torch.equal(ColorJitter(0, 0, 0, 0)(photo(0)), photo(0))
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 100, 128, 255])
@@ -1210,7 +1210,7 @@ def test_blurring_is_torchvision_s_to_a_level_with_its_parameters(seed, kernel):
 @given(seed=seeds)
 def test_the_two_frames_of_a_pair_get_the_same_change_of_colour_each_with_its_own_contrast(seed):
     pair = torch.stack((photo(seed), photo(seed + 1) // 2))
-    jitter = _ColorJitter(0.4, 0.4, 0.4, 0.1)
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
     results = []
     for images in (pair, pair[0], pair[1]):
         torch.manual_seed(seed)
