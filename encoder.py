@@ -1,8 +1,8 @@
 """Encoders that turn images into feature pyramids, and the expander of VICReg.
 
-A pyramid is a list of feature maps, coarsest first: index 0 is the paper's level l = 1. An encoder tells the
-`channels` and `strides` of its levels in the same order. The level of stride s of an h x w image measures
-ceil(h / s) x ceil(w / s), whatever the size.
+A pyramid is a list of feature maps, coarsest first: index 0 is the paper's level l = 1. An encoder has the `channels`
+and `strides` of its levels in the same order. For an h x w image of any size, the level of stride s measures
+ceil(h / s) x ceil(w / s).
 
     encoder = build_encoder("convnext_tiny")
     pyramid = encoder(torch.rand(1, 3, 224, 224))   # 6 levels: (1, 768, 4, 4) ... (1, 48, 112, 112)
@@ -21,19 +21,27 @@ from torchvision.models.convnext import LayerNorm2d
 
 
 def _pad_to_even(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """One more row or column, a copy of the last, where a 2 x 2 convolution of stride 2 would drop it."""
+    """Repeats the last row or column of an odd size, which a 2 x 2 convolution of stride 2 would drop."""
     bottom, right = x.shape[2] % 2, x.shape[3] % 2
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
 class PointwiseLinear(nn.Linear):
-    """A linear layer along the last axis, on a CPU computed as a 1 x 1 convolution.
+    """A linear layer along the last axis, computed on a CPU as a 1 x 1 convolution. The numbers agree to rounding.
 
-    The same numbers to rounding. torch multiplies matrices by MKL, which leaves half of an AMD processor unused, and
-    convolutions by oneDNN, which does not: a training step of ConvNeXt-T takes 7.0 s instead of 9.3 (2 cores, Zen 5).
+    torch multiplies matrices with MKL, which leaves half of an AMD processor unused, and convolves with oneDNN, which
+    does not: a training step of ConvNeXt-T takes 7.0 s instead of 9.3 (2 cores, Zen 5).
     """
 
+    @classmethod
+    def with_weights_of(cls, layer: nn.Linear) -> "PointwiseLinear":
+        """The same layer of this class. (On "meta" it draws no random numbers for weights of its own.)"""
+        pointwise = cls(layer.in_features, layer.out_features, device="meta")
+        pointwise.weight, pointwise.bias = layer.weight, layer.bias
+        return pointwise
+
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w d"]:
+        """(b, h, w, c) to (b, h, w, d)."""
         if x.device.type != "cpu":
             return super().forward(x)
         return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
@@ -42,8 +50,8 @@ class PointwiseLinear(nn.Linear):
 class ConvNeXtPyramid(nn.Module):
     """ConvNeXt-T (Liu et al., 2022) with 6 levels: strides 64 ... 2, channels 768, 384, 192, 96, 48, 48.
 
-    torchvision's network, but for its stem: the 4 x 4 convolution of stride 4 becomes two of 2 x 2 and stride 2, each
-    a level of the pyramid, and a third one leads into stage 1, so that the four stages run at strides 8 to 64.
+    This is torchvision's network except for the stem. Its 4 x 4 convolution of stride 4 becomes two of 2 x 2 and stride
+    2, each a level of the pyramid, and a third one leads into stage 1, so that the four stages run at strides 8 to 64.
     Stochastic depth is off: it would change the features of one frame and not those of the other.
     """
 
@@ -52,11 +60,12 @@ class ConvNeXtPyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # torchvision: [stem, stage, downsample, stage, downsample, stage, downsample, stage], so that its keys fit.
+        # In torchvision's order, so that its keys fit: stem, stage, then downsample and stage three times.
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
-        for layer in self.features.modules():
-            if type(layer) is nn.Linear:
-                layer.__class__ = PointwiseLinear  # keeps its weights, and their names
+        for parent in [*self.features.modules()]:
+            for name, layer in parent.named_children():
+                if type(layer) is nn.Linear:
+                    setattr(parent, name, PointwiseLinear.with_weights_of(layer))
         self.features[0] = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 2, 2), LayerNorm2d(n_out, eps=1e-6))
             for n_in, n_out in ((3, 48), (48, 48), (48, 96))
@@ -80,7 +89,7 @@ class ConvNeXtPyramid(nn.Module):
         return levels[::-1]
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
-        """Take the four stages from a state dict of torchvision's convnext_tiny; its stem and head have no place."""
+        """Loads the four stages from a state dict of torchvision's convnext_tiny; its stem and head do not fit."""
         kept = {k: v for k, v in state.items() if not k.startswith(("features.0.", "classifier."))}
         own = {k: v for k, v in self.state_dict().items() if k.startswith("features.0.")}
         self.load_state_dict(kept | own)
@@ -108,14 +117,14 @@ class ResNetPyramid(nn.Module):
         return levels[::-1]
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
-        """Take everything but the head from a state dict of torchvision's resnet50."""
+        """Loads everything but the head from a state dict of torchvision's resnet50."""
         self.body.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
 class PWCPyramid(nn.Module):
     """The feature extractor of PWC-Net (Sun et al., 2018), 6 levels: strides 64 ... 2, channels 196 ... 16.
 
-    Per level three 3 x 3 convolutions, the first of stride 2, each with LeakyReLU 0.1, as in the published network.
+    As in the published network, a level has three 3 x 3 convolutions, the first of stride 2, each with LeakyReLU 0.1.
     """
 
     channels = (196, 128, 96, 64, 32, 16)
@@ -154,8 +163,8 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
         weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
 
     Returns:
-        A module from images (b, 3, h, w), normalised by ImageNet's mean and deviation, to a pyramid; with the
-        attributes `channels` and `strides`, coarsest first.
+        A module from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid; it has
+        the attributes `channels` and `strides`, coarsest first.
 
     Raises:
         ValueError: for an unknown name, or a file that does not hold that network.
@@ -178,56 +187,6 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     return encoder
 
 
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, as every process computes a loss from the sum.
-
-    `torch.distributed.nn.functional` has it too, but deprecated, and its successor has no gradient in all versions.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        x = x.contiguous().clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return _AllReduce.forward(ctx, gradient)
-
-
-def sum_over_processes(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The sum over all processes, with gradients to each; x itself in a single one.
-
-    Where every process computes the same loss from the sum, the gradients that come back to one are world_size times
-    its share; DDP's mean over the processes takes that factor away.
-    """
-    return _AllReduce.apply(x) if dist.is_initialized() and dist.get_world_size() > 1 else x
-
-
-class SyncBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d whose statistics in training are those of the batches of all processes together.
-
-    `nn.SyncBatchNorm` does the same but refuses CPU tensors, and then the equality of one process and several could
-    not be tested. Every process must hold equally many samples. One process: plain BatchNorm1d.
-    """
-
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """(n, d) to (n, d), each column with mean 0 and deviation 1 over all processes, then scaled and shifted."""
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().forward(x)
-        world = dist.get_world_size()
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = sum_over_processes(x.mean(dim=0)) / world
-        centred = x - mean
-        variance = sum_over_processes(centred.square().mean(dim=0)) / world
-        with torch.no_grad():
-            n = x.shape[0] * world
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-
-
 class Expander(nn.Sequential):
     """VICReg's expander: linear, batch norm, ReLU, twice, then a linear layer without bias.
 
@@ -247,11 +206,92 @@ class Expander(nn.Sequential):
         """Pooled features to embeddings.
 
         Args:
-            x: of one view, or of several, stacked.
-            views: how many. As in the official code each has batch statistics of its own; but the large matrices are
-                read once for all.
+            x: the pooled features of one view, or of several views, stacked.
+            views: how many views. As in the official code, each has its own batch statistics; the large matrices are
+                still read only once.
         """
         for layer in self:
             per_view = isinstance(layer, nn.modules.batchnorm._BatchNorm)
             x = torch.cat([layer(view) for view in x.chunk(views)]) if per_view else layer(x)
         return x
+
+
+# ------------------------------------------------------------------------------------ what several processes share
+
+
+def several_processes() -> bool:
+    """Whether this is one of several connected processes."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes. Its gradient is one too, since every process computes a loss from the sum.
+
+    `torch.distributed.nn.functional` has this as well, but deprecated, and its successor lacks the gradient in some
+    versions of torch.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return _AllReduce.forward(ctx, gradient)
+
+
+def sum_over_processes(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The sum over all processes, with gradients to each of them; in a single process, x itself.
+
+    Every process computes the same loss from the sum, so the gradient that arrives at one is world_size times its
+    share. DDP averages gradients over the processes, which removes that factor.
+    """
+    return _AllReduce.apply(x) if several_processes() else x
+
+
+class _AllGather(torch.autograd.Function):
+    """The rows of all processes. The gradient of a process's rows is summed over the losses of all processes."""
+
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Float[Tensor, "m ..."]) -> Float[Tensor, "n ..."]:
+        return _AllReduce.forward(ctx, gradient).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+    """The rows of all processes, with gradients to each of them (see `sum_over_processes`); in one process, x itself.
+
+    Every process must hold equally many rows.
+    """
+    return _AllGather.apply(x.contiguous()) if several_processes() else x
+
+
+class SyncBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d whose statistics in training are those of all processes' batches together.
+
+    `nn.SyncBatchNorm` does the same but refuses CPU tensors, so that no test could compare several processes with one.
+    Every process must hold equally many samples. In a single process: plain BatchNorm1d.
+    """
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """(n, d) to (n, d): each column with mean 0 and variance 1 over all processes, then scaled and shifted."""
+        if not self.training or not several_processes():
+            return super().forward(x)
+        world = dist.get_world_size()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = sum_over_processes(x.mean(dim=0)) / world
+        centred = x - mean
+        variance = sum_over_processes(centred.square().mean(dim=0)) / world
+        with torch.no_grad():
+            n = x.shape[0] * world
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias

@@ -9,7 +9,6 @@ and channels are means, so that a coefficient does not depend on the resolution.
 leave autocast before you call.
 """
 
-from collections import namedtuple
 from collections.abc import Callable
 
 import torch
@@ -286,9 +285,6 @@ def vicreg_loss(
     y: Float[Tensor, "n d"],
     gamma: float = 1.0,
     eps: float = 1e-4,
-    *,
-    # Made once, here, and not above the function, so that the function still works when it is copied alone.
-    _terms: type = namedtuple("VICRegTerms", "invariance variance covariance"),  # noqa: B008, PYI024
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """VICReg (Bardes, Ponce, LeCun, 2022) on the embeddings of two views; the caller weighs the terms (25, 25, 1).
 
@@ -300,7 +296,7 @@ def vicreg_loss(
         gamma, eps: as in `variance_loss`.
 
     Returns:
-        A named tuple (invariance, variance, covariance), unweighted.
+        The tuple (invariance, variance, covariance), unweighted.
 
     Raises:
         ValueError: for fewer than two samples.
@@ -316,4 +312,4 @@ def vicreg_loss(
         product = z @ z.T if n < d else z.T @ z  # the same sum of squares; see `covariance_loss`
         off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()
         covariance_term = covariance_term + off_diagonal / d
-    return _terms(F.mse_loss(x, y), variance_term, covariance_term)
+    return F.mse_loss(x, y), variance_term, covariance_term

@@ -1,87 +1,122 @@
-"""Files that are whole or not there, and the checkpoints of a run."""
+"""Files that are whole or not there, and the checkpoints of a run: written, found again, compared.
+
+save_checkpoint(folder / "checkpoint.pt", state)                   # the one before stays as checkpoint.1.pt
+checkpoint, warnings = newest_checkpoint(folder, load_checkpoint)   # None in an empty folder
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def cannot_write(path: Path, reason: str | None = None) -> OSError:
-    """The error of a file that could not be written, with what to do."""
-    if not path.parent.is_dir():
-        remedy = "its folder has vanished: bring it back, or name another"
-    elif not os.access(path.parent, os.W_OK):
-        remedy = "its folder is read-only: mend that, or name another"
-    else:
-        remedy = "is the disk full? Make room"
-    return OSError(f"{path}: cannot be written{f' ({reason})' if reason else ''}; {remedy}. What was there is kept")
+def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
+    """The error for a file that cannot be written."""
+    return OSError(f"{path}: cannot be written ({reason}); make room, or name another folder. What was there is intact")
+
+
+def _flush(path: Path) -> None:
+    """Forces a file to the disk: otherwise its new name could arrive there before its content."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
-def replacing(path: Path, keep: int = 1) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is whole, and vanishes where writing fails.
-
-    Args:
-        keep: so many stay, with the one before as NAME.1.SUFFIX and so on.
-    """
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails."""
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # else the new name could reach the disk before the content
-        names = generations(path, keep)
-        for newer, older in reversed([*pairwise(names[1:])]):
-            if newer.exists():
-                os.replace(newer, older)
-        if keep > 1 and path.exists():  # under two names for a moment, so that it is never without one
-            keep_copy(path, names[1])
+        _flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None:  # told already
+        if error.errno is None:  # it has its remedy already
             raise
         raise cannot_write(path, error.strerror) from error
     finally:
-        with suppress(OSError):  # of a folder that has vanished or is read-only
+        with suppress(OSError):  # the folder may have disappeared
             temporary.unlink(missing_ok=True)
 
 
-def generations(path: Path, keep: int) -> list[Path]:
-    """checkpoint.pt, then the names of its older generations: checkpoint.1.pt, checkpoint.2.pt, ..."""
-    return [path, *(path.with_suffix(f".{age}{path.suffix}") for age in range(1, keep))]
-
-
-def as_json(config: object) -> dict:
-    """A configuration in JSON's own types, as it stands in checkpoints and config.json."""
-    return json.loads(json.dumps(asdict(config), default=str))
-
-
-def write_report(path: Path, report: dict) -> None:
-    """A JSON file, whole or not at all."""
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file, whole or not at all, and its folder if that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def save_checkpoint(path: Path, state: dict, keep: int = 1) -> None:
-    """Writes a checkpoint whole, or leaves the last one; see `replacing`."""
-    with replacing(path, keep) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise cannot_write(path) from error
-
-
-def keep_copy(path: Path, copy: Path) -> None:
-    """The same content under another name, which stays when `path` is replaced; a link where the disk knows them."""
-    with replacing(copy) as temporary:
+def _link(path: Path, name: Path) -> None:
+    """Gives a file a second name; it is copied where the file system has no links."""
+    with replacing(name) as temporary:
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> None:
+    """Writes a checkpoint, whole or not at all; the one before stays beside it as checkpoint.1.pt.
+
+    Args:
+        state: only tensors and plain types, so that torch can read it with `weights_only=True`.
+        best: keep it as best.pt too.
+    """
+    with replacing(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch's writer reports a full disk
+            raise cannot_write(path) from error
+        _flush(temporary)
+        # Before `path` changes: a run that is killed here takes these steps again and writes the same best.pt.
+        if best:
+            _link(temporary, path.with_name("best.pt"))
+        if path.exists():
+            _link(path, path.with_suffix(f".1{path.suffix}"))
+
+
+def newest_checkpoint(folder: Path, load: Callable[[Path], dict]) -> tuple[dict | None, list[str]]:
+    """The newest checkpoint in a folder that `load` can read, and a warning for a damaged one that was passed over.
+
+    None if there is none; ValueError if all are damaged (`load` raises ValueError for such a file).
+    """
+    damaged = []
+    for path in (folder / "checkpoint.pt", folder / "checkpoint.1.pt"):
+        if path.exists():
+            try:
+                return load(path), [f"warning: {sentence}; continuing from {path.name}" for sentence in damaged]
+            except ValueError as error:
+                damaged.append(str(error))
+    if damaged:
+        raise ValueError("; ".join(damaged))
+    return None, []
+
+
+def as_json(config: Any) -> dict:
+    """A configuration (a dataclass) in JSON's own types, as checkpoints and config.json hold it."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """A tree of dictionaries as one dictionary, whose keys are paths: {"repeats.chairs": 5}."""
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
+
+
+def check_same_run(path: Path, there: dict, here: dict, may_differ: Collection[str] = ()) -> None:
+    """Raises ValueError, naming the fields that differ, if the checkpoint at `path` has another configuration `there`
+    than this run has `here`. Fields that `may_differ` do not change what is learned.
+    """
+    old, new = flatten(there), flatten(here)
+    names = [name for name in sorted(old | new) if name not in may_differ and old.get(name) != new.get(name)]
+    if names:
+        fields = "; ".join(f"{name}: {old.get(name)} there, {new.get(name)} here" for name in names)
+        raise ValueError(f"{path} belongs to a run with another configuration ({fields}); give another --output-dir")

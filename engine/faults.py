@@ -1,13 +1,126 @@
-"""What goes wrong in a run and need not end it."""
+"""What goes wrong in a run: what it survives is counted and reported once; what ends it is one line.
 
+Bad files are skipped, up to a share of them; steps with numbers that are not finite are skipped, up to ten in a row;
+features that collapse are reported. A user's mistake, a full disk and a full memory end in one line with the remedy.
+"""
+
+import os
 import re
+import sys
+import time
+from collections.abc import Callable
+
+from engine.log import Log
+
+BAD_STEPS_IN_A_ROW = 10
+"""So many steps in a row whose loss or gradient is not finite end a run."""
+COLLAPSED = 0.01
+"""Features or embeddings whose standard deviation falls below this are reported."""
+MACHINE_FAULTS = {
+    "out of memory|can't allocate memory": "out of memory: make the batches smaller (--image-batch, --video-batch), or "
+    "the images (evaluate.py flow --resize 0.5)",
+    r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++ (on a GPU "
+    "triton too), or leave it out",
+    r"DataLoader worker \(pid": "a loader process was killed, perhaps for lack of memory: use fewer --workers",
+    "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; its error stands above, or on "
+    "another machine",
+}
+"""What a RuntimeError of torch says where the machine is to blame, and the remedy."""
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line; of an error in a loader's worker process, without that worker's traceback."""
+Report = tuple[str, str]
+"""What a process reports to all others in a step, as (kind, text): a bad file of "frames" or "images"; a "signal" that
+asks for an end; a term or a gradient that is "not finite"; an item of the "batch" that gave it."""
+
+
+class Faults:
+    """Counts faults, the same in every process; the first process reports each one once.
+
+    Args:
+        log: of the run.
+        files: how many bad files a kind of data may have, and how many files it has: {"frames": (10, 1000)}.
+        state: of the checkpoint that the run continues from; see `state`.
+    """
+
+    def __init__(self, log: Log, files: dict[str, tuple[int, int]], state: dict) -> None:
+        self.log, self.files = log, files
+        self.bad_files: dict[str, list[str]] = state.get("bad_files", {})
+        self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
+        self.collapsed: list[str] = state.get("collapsed", [])
+
+    def state(self) -> dict:
+        """For the checkpoint, so that a run that continues reports nothing twice."""
+        names = ("bad_files", "skipped", "in_a_row", "collapsed")
+        return {name: getattr(self, name) for name in names}
+
+    def step(self, done: int, reports: list[Report]) -> None:
+        """Takes the reports of all processes in a step.
+
+        Raises:
+            ValueError: too many bad files, or too many bad steps in a row.
+        """
+        for kind, (allowed, total) in self.files.items():
+            known = self.bad_files.setdefault(kind, [])
+            for fault in (text for of, text in reports if of == kind and text not in known):
+                known.append(fault)
+                self.log.event(done, {"bad_file": fault})
+                self.log.say(f"bad file {len(known)} of {total} {kind}; the next one takes its place: {fault}")
+            if len(known) > allowed:
+                raise ValueError(
+                    f"{len(known)} of {total} files cannot be used, and --bad-files allows {allowed}; repair or remove "
+                    f"them, or allow more. The first: {known[0]}"
+                )
+        terms, batch = ([text for of, text in reports if of == kind] for kind in ("not finite", "batch"))
+        self.in_a_row = self.in_a_row + 1 if terms else 0
+        if not terms:
+            return
+        self.skipped += 1
+        self.log.event(done, {"skipped": terms, "batch": batch})
+        shown = "; ".join(batch[:2]) + (f" and {len(batch) - 2} more, see metrics.jsonl" if len(batch) > 2 else "")
+        self.log.say(f"step {done} is skipped, not finite: {', '.join(terms)}; its batch: {shown}")
+        if self.in_a_row >= BAD_STEPS_IN_A_ROW:
+            raise ValueError(
+                f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)}): lower the learning rates, or "
+                "look at the data of these steps in metrics.jsonl. The last checkpoint is good"
+            )
+
+    def features(self, done: int, numbers: dict[str, float]) -> None:
+        """Warns of features that collapse, by the standard deviations that a step has measured."""
+        for name, value in numbers.items():
+            watched = name.startswith("deviation/") and name != "deviation/pooled"  # VICReg leaves its scale free
+            if watched and value < COLLAPSED and name not in self.collapsed:
+                self.collapsed.append(name)
+                self.log.say(
+                    f"warning: step {done}: features collapse, {name} is {value:.2g}; raise loss.variance or, for the "
+                    "embedding, loss.vicreg-variance"
+                )
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; that of a loader's process without its traceback."""
     if isinstance(error, (NotADirectoryError, FileExistsError)) and error.filename:
         return f"{error.filename}: a file is in the way of this folder; name another"
     text = str(error).strip()
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
     return " ".join(text.split())
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Runs a command line. A user's mistake or a fault of the machine ends it in one line and exit code 1."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.exit("stopped; every file that was written is whole")
+    except (ValueError, OSError, RuntimeError) as error:
+        line = one_line(error)
+        if isinstance(error, RuntimeError):
+            remedy = next((remedy for sign, remedy in MACHINE_FAULTS.items() if re.search(sign, str(error))), None)
+            if remedy is None:
+                raise
+            line = f"{remedy} ({line[:200]})"
+        elif int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            # Most likely all processes fail alike: the first reports it, and torchrun ends the others meanwhile.
+            time.sleep(30)
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)

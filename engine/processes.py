@@ -1,8 +1,103 @@
-"""The processes of a run."""
+"""The processes of a run: their device, how they start, how they agree, and the signals that stop them."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    """The number of this process among those of the run; the first, 0, writes and prints."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes the run has."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_device() -> torch.device:
-    """The GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process, or the CPU of a machine without one.
+
+    Raises:
+        ValueError: there are more processes than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
+        raise ValueError(f"more processes than GPUs: set --nproc_per_node to {torch.cuda.device_count()} at most")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def connect(device: torch.device) -> None:
+    """Starts the process group, if the run has several processes.
+
+    The processes of torchrun share its store. Those that it starts again may read there the addresses of the dead ones,
+    and wait for them (pytorch issue 135712), so each start gets names of its own. With several machines this cannot be
+    done here, since each counts its starts apart: they need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (see the README).
+    """
+    if world_size() > 1:
+        store, *_ = next(dist.rendezvous("env://"))
+        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+            store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
+
+
+def from_all_processes(own: list) -> list:
+    """The entries of all processes' lists, without repeats, in the same order everywhere.
+
+    While all lists are empty this costs a single number.
+    """
+    if not dist.is_initialized():
+        return own
+    count = torch.tensor(len(own), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(count)
+    if not count.item():
+        return []
+    lists: list = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, own)
+    return list(dict.fromkeys(entry for entries in lists for entry in entries))
+
+
+def check_same_everywhere(values: dict[str, object]) -> None:
+    """Raises ValueError if the processes differ in one of these values: they would learn different things."""
+    different = [name for name, _ in from_all_processes([*((name, str(value)) for name, value in values.items())])]
+    different = sorted({name for name in different if different.count(name) > 1})
+    if different:
+        raise ValueError(
+            f"the processes differ in {', '.join(different)}; give all machines the same command and data, and an "
+            "--output-dir that they share"
+        )
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """Collects the names of the signals that ask for an end: SIGTERM and SIGUSR1 of schedulers, SIGINT of Ctrl-C.
+
+    A signal that comes 5 seconds after the first ends the process at once. A sooner one is torchrun's, which passes on
+    what the scheduler or the keyboard has sent to every process already.
+    """
+    received: list[str] = []
+    patience = math.inf
+
+    def receive(number: int, _: object) -> None:
+        nonlocal patience
+        if time.monotonic() > patience:
+            raise KeyboardInterrupt
+        patience = min(patience, time.monotonic() + 5)
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
