@@ -1,10 +1,18 @@
 """What several test files share."""
 
+import re
+import struct
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import numpy as np
+import pytest
 import torch
-
+from hypothesis import strategies as st
+from PIL import Image
 
 # ------------------------------------------------------------------------------- numbers, for the tests of the method
 
@@ -40,3 +48,461 @@ def assert_same_gradients(ours, theirs, *inputs):
         results.append(values + list(torch.autograd.grad(projection, leaves)))
     for a, b in zip(*results, strict=True):
         close(a, b.detach())
+
+
+# --------------------------------------------------------------------------------------- small files, as sets have them
+
+
+seeds = st.integers(0, 2**31)
+
+
+@contextmanager
+def raises_one_line(kind, *words):
+    """An error of that kind whose message is one line that contains all of the words."""
+    with pytest.raises(kind) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(str(word) in message for word in words), message
+
+
+def expand(pattern):
+    """Brace expansion as in a shell: "a{b,c}d" is ["abd", "acd"]."""
+    parts = re.split(r"\{(.*?)\}", pattern)
+    return ["".join(each) for each in product(*(part.split(",") if i % 2 else [part] for i, part in enumerate(parts)))]
+
+
+def write_image(path, size=(12, 16), colour=None, seed=0):
+    """An image of one colour, or of noise. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise if colour is None else np.full_like(noise, colour)).save(path)
+    return path
+
+
+def write_images(root, names, size=(8, 12)):
+    """An image under each name, an empty file where the name is not that of an image. Returns the last path."""
+    for name in names:
+        path = root / name
+        if path.suffix.lower() in (".png", ".ppm", ".jpg", ".jpeg"):
+            write_image(path, size, (10, 20, 30))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return path
+
+
+def write_frames(folder, count, size=(80, 96), seed=0, name="{:03d}.png", first=0):
+    """A clip of noise that moves by one pixel per frame. Returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for index in range(count):
+        cv2.imwrite(str(folder / name.format(first + index)), np.roll(picture, index, axis=1))
+    return folder
+
+
+def write_video(path, frames, codec="MJPG", rate=10.0):
+    """A video file of uint8 (h, w, 3) frames, in OpenCV's order of colours. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = list(frames)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame))
+    writer.release()
+    return path
+
+
+def grey_frames(count, size=(64, 96)):
+    """Frame i is grey of value 10 + 12 i."""
+    return [np.full((*size, 3), 10 + 12 * i, np.uint8) for i in range(count)]
+
+
+def cut_short(path):
+    """Removes the second half of a file. Returns its path."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def write_mac_leftovers(folder):
+    """Files ._NAME beside the others, and in a folder __MACOSX, as archives from a Mac contain them."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        apart = folder / "__MACOSX" / path.parent.relative_to(folder)
+        apart.mkdir(parents=True, exist_ok=True)
+        for place in (path.parent, apart):
+            (place / f"._{path.name}").write_bytes(b"Mac OS X")
+
+
+# ------------------------------------------------------------------------------------------------ true flow, benchmarks
+
+
+def random_flow(seed, size=(5, 7)):
+    """(h, w, 2) float32."""
+    return np.random.default_rng(seed).normal(0, 50, (*size, 2)).astype(np.float32)
+
+
+def write_flo(path, flow):
+    h, w = flow.shape[:2]
+    path.write_bytes(b"PIEH" + struct.pack("<ii", w, h) + flow.astype("<f4").tobytes())
+    return path
+
+
+def write_pfm(path, flow, order="<"):
+    """As in FlyingThings3D: three channels, rows from the bottom to the top; the scale's sign is the byte order."""
+    h, w = flow.shape[:2]
+    rows = np.concatenate((flow, np.zeros((h, w, 1))), axis=2)[::-1].astype(f"{order}f4")
+    path.write_bytes(f"PF\n{w} {h}\n{-1.0 if order == '<' else 1.0}\n".encode() + rows.tobytes())
+    return path
+
+
+def write_kitti(path, flow, known=None):
+    """KITTI's 16-bit png: red, green and blue are x, y, and whether they are known. Unknown pixels are zeros."""
+    known = np.ones(flow.shape[:2], bool) if known is None else known
+    stored = np.dstack((np.where(known[..., None], flow * 64 + 2**15, 0), known))
+    cv2.imwrite(str(path), np.ascontiguousarray(np.round(stored).astype(np.uint16)[..., ::-1]))
+    return path
+
+
+FLOW_WRITERS = {".flo": write_flo, ".pfm": write_pfm, ".png": write_kitti}
+
+
+def write_flow_file(path, flow, known=None):
+    """True flow (h, w, 2) in the format of the file's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_kitti(path, flow, known) if path.suffix == ".png" else FLOW_WRITERS[path.suffix](path, flow)
+
+
+def write_picture(path, picture):
+    """A uint8 image (h, w) or (h, w, 3), in OpenCV's order of colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), picture)
+
+
+FLOW_SETS = ("sintel", "kitti2012", "kitti2015", "middlebury", "chairs", "things", "hd1k")
+FAST = ((3, 1), (6, 8), (12, -9), (24, 32), (45, 4))
+"""Motions of the bands of an image: less than 10 px, 10, between, 40, and more."""
+SLOW = ((2, 5), (-4, 0), (-1, 2))
+
+
+class FlowSample(NamedTuple):
+    """A pair of a benchmark as it was written: name, part, frames, true flow (h, w, 2) and regions (h, w)."""
+
+    name: str
+    group: str
+    frame_1: np.ndarray
+    frame_2: np.ndarray
+    truth: np.ndarray
+    regions: dict[str, np.ndarray]
+
+
+def bands(motions, h=60, w=80):
+    """A flow (h, w, 2) of horizontal bands, each with its motion."""
+    flow = np.empty((h, w, 2), np.float32)
+    for rows, motion in zip(np.array_split(np.arange(h), len(motions)), motions, strict=True):
+        flow[rows] = motion
+    return flow
+
+
+def textured_clip(seed, *flows):
+    """A textured frame, and those that follow along the flows; where no pixel lands a frame is grey."""
+    h, w = flows[0].shape[:2]
+    noise = np.random.default_rng(seed).integers(0, 256, (h // 3, w // 3, 3), dtype=np.uint8)
+    frames = [cv2.resize(noise, (w, h), interpolation=cv2.INTER_CUBIC)]
+    for flow in flows:
+        y, x = np.mgrid[:h, :w]
+        x_end, y_end = x + flow[..., 0].astype(int), y + flow[..., 1].astype(int)
+        inside = (x_end >= 0) & (x_end < w) & (y_end >= 0) & (y_end < h)
+        following = np.full_like(frames[-1], 128)
+        following[y_end[inside], x_end[inside]] = frames[-1][inside]
+        frames.append(following)
+    return frames
+
+
+def rectangle(y, x, h=60, w=80):
+    """A boolean mask (h, w) that is True on the rows and columns of two slices."""
+    mask = np.zeros((h, w), bool)
+    mask[y, x] = True
+    return mask
+
+
+def write_sintel(root, masks=("occlusions", "invalid")):
+    """Two scenes; nothing in the second is faster than 10 px. Invalid pixels have a wrong flow, some are unknown."""
+    samples = {"clean": [], "final": []}
+    for seed, (place, motions) in enumerate({"alley_1": (FAST, FAST[::-1]), "market_2": (SLOW,)}.items()):
+        flows = [bands(motion) for motion in motions]
+        shown = {"clean": textured_clip(seed, *flows)}
+        shown["final"] = [cv2.GaussianBlur(frame, (5, 5), 0) for frame in shown["clean"]]
+        for group, frames in shown.items():
+            for number, frame in enumerate(frames, start=1):
+                write_picture(root / f"training/{group}/{place}/frame_{number:04d}.png", frame)
+        for number, flow in enumerate(flows, start=1):
+            name = f"{place}/frame_{number:04d}"
+            occluded, invalid = rectangle(slice(10, 50), slice(0, 20 + seed)), rectangle(slice(15, 25), slice(10, 50))
+            unknown = rectangle(slice(30, 33), slice(7, 60))
+            stored, known = flow.copy(), ~unknown
+            stored[unknown] = 1e10
+            if "invalid" in masks:
+                stored[invalid], known = (300, -200) if seed else (1, 1), known & ~invalid
+                write_picture(root / f"training/invalid/{name}.png", 255 * invalid.astype(np.uint8))
+            write_flow_file(root / f"training/flow/{name}.flo", stored)
+            regions = {"all": known}
+            if "occlusions" in masks:
+                write_picture(root / f"training/occlusions/{name}.png", 255 * occluded.astype(np.uint8))
+                speed = np.hypot(flow[..., 0], flow[..., 1])
+                regions |= {"matched": known & ~occluded, "unmatched": known & occluded, "0-10": known & (speed < 10)}
+                regions |= {"10-40": known & (speed >= 10) & (speed < 40), "40+": known & (speed >= 40)}
+            for group, frames in shown.items():
+                samples[group].append(FlowSample(name, group, *frames[number - 1 : number + 1], flow, regions))
+    return samples["clean"] + samples["final"]
+
+
+def write_kitti_set(root, images, objects):
+    """Two pairs of two sizes; the flow is known at some pixels, and at fewer in flow_noc."""
+    samples = []
+    for seed, (motions, (h, w)) in enumerate(((FAST, (60, 80)), (SLOW, (52, 90)))):
+        name, flow = f"{seed:06d}_10", bands(motions, h, w)
+        frames = textured_clip(seed, flow)
+        for frame, number in zip(frames, (10, 11), strict=True):
+            write_picture(root / f"training/{images}/{seed:06d}_{number}.png", frame)
+        occ = np.random.default_rng(seed).random((h, w)) < 0.7
+        noc = occ & ~rectangle(slice(5, 45), slice(50, w), h, w)
+        write_flow_file(root / f"training/flow_occ/{name}.png", flow, occ)
+        write_flow_file(root / f"training/flow_noc/{name}.png", flow, noc)
+        regions = {"all": occ, "noc": noc}
+        if objects:
+            first, second = (slice(12, 35), slice(20, 40)), (slice(40, 50), slice(5, 25))
+            numbers = rectangle(*first, h, w) + np.uint8(2) * rectangle(*second, h, w)
+            write_picture(root / f"training/obj_map/{name}.png", numbers)
+            regions |= {"bg": occ & (numbers == 0), "fg": occ & (numbers > 0)}
+        samples.append(FlowSample(name, "", *frames, flow, regions))
+    return samples
+
+
+def write_middlebury(root):
+    samples = []
+    for name, motions in {"Grove9": SLOW, "Urban9": FAST}.items():
+        flow = bands(motions)
+        frames = textured_clip(len(samples), flow)
+        for frame, number in zip(frames, (10, 11), strict=True):
+            write_picture(root / f"other-data/{name}/frame{number}.png", frame)
+        unknown = rectangle(slice(0, 22), slice(0, 9 + 10 * len(samples)))
+        write_flow_file(
+            root / f"other-gt-flow/{name}/flow10.flo", np.where(unknown[..., None], np.float32(1.67e9), flow)
+        )
+        samples.append(FlowSample(name, "", *frames, flow, {"all": ~unknown}))
+    return samples
+
+
+def write_chairs(root):
+    """Three pairs, of which the list calls the second and the third "validation"."""
+    samples = []
+    for number, motions in enumerate((((20, 20),), FAST, SLOW), start=1):
+        flow = bands(motions)
+        frames = textured_clip(number, flow)
+        for frame, which in zip(frames, (1, 2), strict=True):
+            write_picture(root / f"data/{number:05d}_img{which}.ppm", frame)
+        write_flow_file(root / f"data/{number:05d}_flow.flo", flow)
+        samples.append(FlowSample(f"{number:05d}", "", *frames, flow, {"all": np.ones((60, 80), bool)}))
+    (root / "FlyingChairs_train_val.txt").write_text("1\n2\n2\n")
+    return samples[1:]
+
+
+def write_things(root):
+    """A clip with two cameras, and one to train on. The flow of its ends, out of the clip, is there too."""
+    samples = []
+    for camera in ("left", "right"):
+        flow = bands(FAST if camera == "left" else SLOW)
+        shown = {"clean": textured_clip(len(camera), flow)}
+        shown["final"] = [frame // 2 for frame in shown["clean"]]
+        for group, split, (number, place) in product(shown, ("TEST", "TRAIN"), ((6, 0), (7, 1))):
+            path = root / f"frames_{group}pass/{split}/A/0000/{camera}/{number:04d}.png"
+            write_picture(path, shown[group][place])
+        # Flow into the past, on the second frame's grid, is not the true one: it is what a benchmark has to measure.
+        for (direction, sign), number in product((("future", 1), ("past", -1)), (6, 7)):
+            leads_out = number == (7 if direction == "future" else 6)
+            name = f"OpticalFlowInto{direction.title()}_{number:04d}_{camera[0].upper()}.pfm"
+            for split, values in (("TEST", 99 * flow if leads_out else sign * flow), ("TRAIN", 99 * flow)):
+                write_flow_file(root / f"optical_flow/{split}/A/0000/into_{direction}/{camera}/{name}", values)
+            for group in () if leads_out else shown:
+                name = f"A_0000_{camera}_into_{direction}_{number:04d}"
+                everywhere = {"all": np.ones((60, 80), bool)}
+                samples.append(FlowSample(name, group, *shown[group][::sign], sign * flow, everywhere))
+    return samples
+
+
+def write_hd1k(root):
+    """Two sequences; the flow of their last frames is there too, and is no pair."""
+    samples = []
+    for sequence, motions in enumerate(((SLOW, SLOW[::-1]), (FAST,))):
+        flows = [bands(each) for each in motions]
+        frames = textured_clip(sequence, *flows)
+        for number, frame in enumerate(frames, start=10):
+            write_picture(root / f"hd1k_input/image_2/{sequence:06d}_{number:04d}.png", frame)
+        for number, flow in enumerate((*flows, 5 * flows[0]), start=10):
+            known = np.random.default_rng(number).random((60, 80)) < 0.3 + 0.1 * (number - 9)
+            write_flow_file(root / f"hd1k_flow_gt/flow_occ/{sequence:06d}_{number:04d}.png", flow, known)
+            if number - 10 < len(flows):
+                pair = frames[number - 10 : number - 8]
+                samples.append(FlowSample(f"{sequence:06d}_{number:04d}", "", *pair, flow, {"all": known}))
+    return samples
+
+
+def write_benchmark(root, name):
+    """A tiny flow benchmark in its native layout, in `root`. Returns its pairs, as FlowSamples."""
+    writers = {"sintel": write_sintel, "middlebury": write_middlebury, "chairs": write_chairs}
+    writers |= {"things": write_things, "hd1k": write_hd1k}
+    writers["kitti2012"] = lambda root: write_kitti_set(root, "colored_0", objects=False)
+    writers["kitti2015"] = lambda root: write_kitti_set(root, "image_2", objects=True)
+    return writers[name](root)
+
+
+def write_testing_split(root, name):
+    """The part of a benchmark without truth: for the file of each flow in a submission, its two frames."""
+    pairs = {}
+    if name == "sintel":
+        for seed, (group, place) in enumerate(product(("clean", "final"), ("PERTURBED_x", "wall"))):
+            frames = textured_clip(seed, bands(SLOW), bands(FAST))
+            for number, frame in enumerate(frames, start=1):
+                write_picture(root / f"test/{group}/{place}/frame_{number:04d}.png", frame)
+            for number in (1, 2):
+                pairs[f"{group}/{place}/frame_{number:04d}.flo"] = (frames[number - 1], frames[number])
+        return pairs
+    for scene in (0, 1):
+        frames = textured_clip(scene, bands(SLOW, 60, 80 + 4 * scene))
+        for frame, number in zip(frames, (10, 11), strict=True):
+            folder = "image_2" if name == "kitti2015" else "image_0"
+            write_picture(root / f"testing/{folder}/{scene:06d}_{number}.png", frame)
+        pairs[f"{'flow/' if name == 'kitti2015' else ''}{scene:06d}_10.png"] = tuple(frames)
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------ labels of pixels, and masks
+
+
+def voc_palette():
+    """The colour map of Pascal VOC's development kit, as its loops read: uint8 (256, 3)."""
+    colours = np.zeros((256, 3), np.uint8)
+    for number in range(256):
+        rest, (r, g, b) = number, (0, 0, 0)
+        for place in range(7, -1, -1):
+            r |= (rest & 1) << place
+            g |= ((rest & 2) >> 1) << place
+            b |= ((rest & 4) >> 2) << place
+            rest >>= 3
+        colours[number] = r, g, b
+    return colours
+
+
+def write_ids(path, ids, mode="P"):
+    """Numbers (h, w) as a palette png of VOC, its colours (RGB, RGBA), grey (L), one bit (1), I;16, or I."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"I;16": np.uint16, "I": np.int32, "1": bool}
+    image = Image.fromarray(ids.astype(kinds.get(mode, np.uint8)))
+    if mode in ("P", "RGB", "RGBA"):
+        image.putpalette(voc_palette().tobytes())
+    if mode in ("RGB", "RGBA"):
+        image = image.convert(mode)
+    image.save(path)
+    return path
+
+
+def random_ids(seed, numbers, h=12, w=16):
+    """uint8 (h, w) in which each of the numbers occurs, if there is room."""
+    return np.random.default_rng(seed).permutation(np.resize(numbers, h * w)).reshape(h, w).astype(np.uint8)
+
+
+LABEL_NUMBERS = {"voc": [*range(21), 255], "cityscapes": [*range(34)], "ade20k": [*range(151)], "camvid": [*range(12)]}
+"""The numbers that the labels of each set hold."""
+LABEL_IMAGES = {
+    "voc": {"train": ["2007_000032", "2007_000039"], "val": ["2007_000033"]},
+    "cityscapes": {"train": ["aachen_000000_000019", "bochum_000003_000019"], "val": ["munster_000000_000019"]},
+    "ade20k": {"train": ["ADE_train_00000001", "ADE_train_00000002"], "val": ["ADE_val_00000001"]},
+    "camvid": {"train": ["0001TP_006690", "0001TP_006720"], "val": ["0016E5_07959"]},
+}
+LABEL_PLACES = {
+    "voc": ("JPEGImages/{name}.jpg", "SegmentationClass/{name}.png"),
+    "cityscapes": (
+        "leftImg8bit/{split}/{city}/{name}_leftImg8bit.png",
+        "gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
+    ),
+    "ade20k": ("images/{part}/{name}.jpg", "annotations/{part}/{name}.png"),
+    "camvid": ("{split}/{name}.png", "{split}annot/{name}.png"),
+}
+
+
+def label_places(set_name, split, image):
+    """Where an image and its labels lie in the set's own folder."""
+    part = {"train": "training", "val": "validation"}[split]
+    return tuple(p.format(name=image, split=split, part=part, city=image.split("_")[0]) for p in LABEL_PLACES[set_name])
+
+
+def write_voc_list(root, split, names):
+    path = root / f"ImageSets/Segmentation/{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in names))
+    return path
+
+
+def write_label_set(root, set_name, images=None):
+    """A set of labelled images in its native layout, in `root`: all of its numbers occur in each of its labels."""
+    for split, names in (images or LABEL_IMAGES[set_name]).items():
+        for image in names:
+            image_path, labels_path = label_places(set_name, split, image)
+            seed = sum(map(ord, image))
+            write_image(root / image_path, seed=seed)
+            mode = "P" if set_name == "voc" else "L"
+            write_ids(root / labels_path, random_ids(seed, LABEL_NUMBERS[set_name]), mode)
+        if set_name == "voc":
+            write_voc_list(root, split, names)
+    return root
+
+
+def write_coloured_camvid(root, count=6, void=True):
+    """CamVid of red, green and blue stripes whose class is their colour; some pixels are void, of random colours."""
+    colours = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(count):
+            labels = np.repeat(np.repeat(rng.integers(0, 3, (4, 5)), 16, axis=0), 16, axis=1).astype(np.uint8)
+            image = colours[labels] + rng.integers(0, 20, (64, 80, 3)).astype(np.uint8)
+            if void:
+                labels[:16, :16], image[:16, :16] = 11, rng.integers(0, 255, (16, 16, 3))
+            write_picture(root / split / f"{number}.png", image[..., ::-1])
+            write_picture(root / f"{split}annot" / f"{number}.png", labels)
+    return root
+
+
+def block(number=1, h=12, w=16):
+    """A mask with one object."""
+    mask = np.zeros((h, w), np.uint8)
+    mask[3:8, 4:10] = number
+    return mask
+
+
+def write_sequence(home, name, masks, frames=None, resolution="480p", mode="P"):
+    """A sequence of DAVIS: its frames (RGB arrays, or noise), and those of its masks that are not None."""
+    for index, mask in enumerate(masks):
+        path = home / "JPEGImages" / resolution / name / f"{index:05d}.jpg"
+        write_image(path, masks[0].shape, seed=index)
+        if frames is not None:
+            Image.fromarray(frames[index]).save(path, quality=100, subsampling=0)
+        if mask is not None:
+            write_ids(home / "Annotations" / resolution / name / f"{index:05d}.png", mask, mode)
+
+
+def write_davis(home, names, resolution="480p"):
+    """DAVIS without lists: sequences of three frames with one object."""
+    for name in names:
+        write_sequence(home, name, 3 * [block()], resolution=resolution)
+    return home
+
+
+def write_davis_lists(home, folder, files, **lists):
+    """ImageSets/FOLDER/SPLIT.txt of DAVIS 2016 (the files of each sequence) or 2017 (its name)."""
+    (home / "ImageSets" / folder).mkdir(parents=True, exist_ok=True)
+    for split, names in lists.items():
+        lines = names
+        if files:
+            row = f"/JPEGImages/{folder}/{{0}}/{{1:05d}}.jpg /Annotations/{folder}/{{0}}/{{1:05d}}.png"
+            lines = [row.format(name, i) for name in names for i in range(3)]
+        (home / "ImageSets" / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
