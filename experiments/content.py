@@ -2,10 +2,10 @@
 
     python experiments/content.py [--seeds 0 1 2]      # 80 minutes on two CPU cores, most of them training
 
-Of each checkpoint: mIoU of a linear head over frozen features, and J&F of masks propagated through videos, both on data
-that was never trained on. Prints the mean over the seeds and its spread. What is done already is not done again.
+Each is measured on unseen data: mIoU of a linear head on frozen features, and J&F of masks propagated through videos.
+Prints the mean and the standard deviation over the seeds. Parts that are finished are not repeated.
 
-VICReg alone is trained at 3e-4 (see strategies.py); M-JEPA and MC-JEPA at the pocket's own rates.
+VICReg alone is trained at 3e-4 (see strategies.py), M-JEPA and MC-JEPA at the pocket's own learning rates.
 """
 
 import argparse
@@ -22,31 +22,28 @@ from strategies import train  # noqa: E402
 
 from evaluate import SegmentationConfig, VideoConfig, run_segmentation, run_video  # noqa: E402
 
-TRAINING = {
+FLAGS = {
     "random": None,
     "mjepa": ["--task", "mjepa"],
     "vicreg": ["--task", "vicreg", "--learning-rate", "3e-4"],
     "mcjepa": [],
 }
+MEASURES = ("mIoU", "J&F", "J&F, standardised")
 
 
 def measure(folder: Path, model: str, seed: int) -> dict[str, float]:
-    """The three numbers of a checkpoint, or of random weights."""
-    common = {"model": model, "encoder": "pwc", "seed": seed}
-    resume = (folder / "segmentation" / "checkpoint.pt").exists()
-    reports = {}
-    for name, run in (
-        ("segmentation", lambda out: run_segmentation(SegmentationConfig(output_dir=out, resume=resume, **common))),
-        ("video", lambda out: run_video(VideoConfig(output_dir=out, **common))),
-        ("video_standardised", lambda out: run_video(VideoConfig(output_dir=out, standardise=True, **common))),
-    ):
-        path = folder / name / f"{name.split('_')[0]}.json"
-        reports[name] = json.loads(path.read_text()) if path.exists() else run(folder / name)
-    return {
-        "mIoU": 100 * reports["segmentation"]["miou"],
-        "J&F": 100 * reports["video"]["mean"]["J&F"],
-        "J&F, standardised": 100 * reports["video_standardised"]["mean"]["J&F"],
-    }
+    """The measures of a checkpoint, or of random weights, in percent; kept in `measures.json`."""
+    path = folder / "measures.json"
+    if not path.exists():
+        common = {"model": model, "encoder": "pwc", "seed": seed}
+        segmentation = run_segmentation(SegmentationConfig(output_dir=folder / "segmentation", **common))
+        videos = [
+            run_video(VideoConfig(output_dir=folder / name, standardise=standardise, **common))
+            for name, standardise in (("video", False), ("video_standardised", True))
+        ]
+        values = (segmentation["miou"], *(video["mean"]["J&F"] for video in videos))
+        path.write_text(json.dumps({name: 100 * value for name, value in zip(MEASURES, values, strict=True)}))
+    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -54,21 +51,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output-dir", type=Path, default=ROOT / "runs" / "content")
     arguments = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in TRAINING}
-    for seed in arguments.seeds:
-        for name, flags in TRAINING.items():
-            folder = arguments.output_dir / f"{name}_{seed}"
+    results = {}
+    for name, flags in FLAGS.items():
+        results[name] = []
+        for seed in arguments.seeds:
+            folder, model = arguments.output_dir / f"{name}_{seed}", "random"
             if flags is not None:
                 train(folder / "model", "--seed", str(seed), *flags)
-            model = "random" if flags is None else str(folder / "model" / "checkpoint.pt")
+                model = str(folder / "model" / "checkpoint.pt")
             results[name].append(measure(folder, model, seed))
     (arguments.output_dir / "content.json").write_text(json.dumps(results, indent=2) + "\n")
-    columns = list(results["random"][0])
-    print(f"\n[%], mean and deviation over {len(arguments.seeds)} seeds")
-    print(" " * 10 + "".join(f"{column:>20}" for column in columns))
+    print(f"\n[%], mean and standard deviation over {len(arguments.seeds)} seeds")
+    print(" " * 10 + "".join(f"{name:>20}" for name in MEASURES))
     for name, rows in results.items():
-        values = {column: [row[column] for row in rows] for column in columns}
-        cells = [f"{np.mean(v):.2f} +- {np.std(v, ddof=1) if len(v) > 1 else 0:.2f}" for v in values.values()]
+        columns = [[row[measure] for row in rows] for measure in MEASURES]
+        cells = [f"{np.mean(values):.2f} +- {np.std(values, ddof=min(1, len(rows) - 1)):.2f}" for values in columns]
         print(f"{name:10}" + "".join(f"{cell:>20}" for cell in cells))
 
 

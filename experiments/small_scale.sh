@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What the small model reaches, three seeds, on embedded and on real data. Usage: bash experiments/small_scale.sh DATA
+# What the small model reaches with three seeds, on synthetic and on real data: about 75 minutes on two CPU cores.
+# Run it again after a stop: every training continues, finished ones are skipped. Usage: bash experiments/small_scale.sh DATA
 set -euo pipefail
 data=$(realpath "$1")
 cd "$(dirname "$0")/.."
@@ -12,10 +13,10 @@ for seed in 0 1 2; do
   middlebury pocket_$seed
 done
 
-# Photographs: the flow may be smoother than on MovingShapes, and must break at their edges.
+# On photographs the flow may be smoother than on MovingShapes, and has to break at edges.
 real=(--loss.smoothness 10 --loss.edge-weight 50)
 
-# One real pair and nothing else, from random weights.
+# A single real pair, from random weights.
 for scene in Venus RubberWhale; do
   python train.py pocket --task mjepa --video-dir "$data/Middlebury/other-data/$scene" --crop 256 320 --video-batch 1 \
     --epochs 24 "${real[@]}" --output-dir $out/$scene
@@ -23,7 +24,7 @@ for scene in Venus RubberWhale; do
 done
 
 # Real video and images, from the weights of the first pocket run. With the pocket's coefficients of VICReg (5 and 0.25
-# for invariance and covariance) the invariance stays where it is; with these it falls, and the deviation with it.
+# for invariance and covariance) the invariance does not fall; with these it does, and the standard deviation with it.
 python train.py pocket --init $out/pocket_0/checkpoint.pt --video-dir "$data/DAVIS2016-240p/JPEGImages" \
   --image-dir "$data/TinyImageNet/train" --crop 192 256 --learning-rate 1e-3 --estimator-learning-rate 1e-3 \
   --epochs 10 --mask-warmup-epochs 0.1 "${real[@]}" --loss.vicreg-invariance 10 --loss.vicreg-covariance 1 \
