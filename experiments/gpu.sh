@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The full-size model on one GPU of a machine without a network: 1,000 steps on MovingShapes, 600 on real video and images,
-# then its measurements. Needs .pack/ and .whl/ (gpu_pack.sh). The runs lie in runs/gpu; OUT gets all but the checkpoints.
-# Usage: bash experiments/gpu.sh OUT
+# Trains the full-size model on one GPU of a machine without a network (1,000 steps on MovingShapes, 600 on real video and
+# images) and measures it. Needs .pack/ and .whl/ (gpu_pack.sh). The runs are in runs/gpu; OUT gets everything but
+# the checkpoints. Usage: bash experiments/gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1 runs=runs/gpu
@@ -21,6 +21,7 @@ python3 train.py "${common[@]}" --steps-per-epoch 100 --output-dir $runs/shapes
 python3 train.py "${common[@]}" --steps-per-epoch 60 --init $runs/shapes/checkpoint.pt \
   --video-dir $runs/data/davis --image-dir $runs/data/train --output-dir $runs/real
 for run in shapes real; do
-  python3 evaluate.py flow --model $runs/$run/checkpoint.pt --data-root $runs/data/Middlebury --output-dir $runs/$run/flow
+  python3 evaluate.py flow --model $runs/$run/checkpoint.pt --data-root $runs/data/Middlebury \
+    --output-dir $runs/$run/flow
   python3 evaluate.py table1 --model $runs/$run/checkpoint.pt --output-dir $runs/$run/table1
 done

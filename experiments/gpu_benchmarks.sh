@@ -10,4 +10,5 @@ if ls .whl/*.whl > /dev/null 2>&1; then
   export PYTHONPATH=$PWD/runs/site
 fi
 export PYTHONUNBUFFERED=1
-python3 benchmarks/run.py --device "${DEVICE:-cuda}" --output "$out/benchmarks.json" ${1:+--only "$@"} 2>&1 | tee "$out/benchmarks.txt"
+python3 benchmarks/run.py --device "${DEVICE:-cuda}" --output "$out/benchmarks.json" ${1:+--only "$@"} 2>&1 \
+  | tee "$out/benchmarks.txt"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs data for gpu.sh into .pack/, and the Python packages that a GPU machine without a network may lack into .whl/ (git
+# Packs data for gpu.sh into .pack/, and Python packages that a GPU machine without a network may lack into .whl/ (git
 # ignores both). Usage, on a machine with a network: bash experiments/gpu_pack.sh DATA
 set -euo pipefail
 data=$(realpath "$1")

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # What the small model reaches with three seeds, on synthetic and on real data: about 75 minutes on two CPU cores.
-# Run it again after a stop: every training continues, finished ones are skipped. Usage: bash experiments/small_scale.sh DATA
+# Run it again after a stop: every training continues, finished ones are skipped.
+# Usage: bash experiments/small_scale.sh DATA
 set -euo pipefail
 data=$(realpath "$1")
 cd "$(dirname "$0")/.."
 out=runs/small_scale
-middlebury() { python evaluate.py flow --model "$out/$1/checkpoint.pt" --data-root "$data/Middlebury" --output-dir "$out/$1/middlebury"; }
+middlebury() {
+  python evaluate.py flow --model "$out/$1/checkpoint.pt" --data-root "$data/Middlebury" \
+    --output-dir "$out/$1/middlebury"
+}
 
 for seed in 0 1 2; do
   python train.py pocket --seed $seed --output-dir $out/pocket_$seed

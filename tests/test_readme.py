@@ -1,0 +1,85 @@
+"""The README files: their commands parse, their files, links and names exist, and the example of a copied loss runs."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+import evaluate
+import train
+
+ROOT = Path(__file__).parent.parent
+READMES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in (".", "assets", "benchmarks", "experiments", "sources")
+    for path in (ROOT / folder).glob("README.md")
+}
+EVALUATIONS = {
+    "flow": evaluate.FlowConfig,
+    "segmentation": evaluate.SegmentationConfig,
+    "video": evaluate.VideoConfig,
+    "table1": evaluate.Table1Config,
+}
+COMMANDS = [
+    command
+    for text in READMES.values()
+    for command in re.findall(r"\b((?:train|evaluate)\.py [^`\n]*)", text.replace("\\\n", " "))
+    if re.search(rf"(python|torchrun)[^`\n]* {re.escape(command)}", text.replace("\\\n", " "))
+]
+
+
+def test_the_readme_has_200_to_250_lines():
+    assert 200 <= len(READMES["README.md"].splitlines()) <= 250
+
+
+def test_commands_of_both_scripts_are_found():
+    assert sum(command.startswith("train.py") for command in COMMANDS) >= 8
+    assert sum(command.startswith("evaluate.py") for command in COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command):
+    script, *words = shlex.split(command, comments=True)
+    if words == ["--help"]:
+        return
+    if script == "train.py":
+        words = ["pocket" if word.endswith("config.json") else word for word in words]
+        assert isinstance(train.read_config(words), train.Config)
+    else:
+        config = EVALUATIONS[words[0]]
+        assert isinstance(tyro.cli(config, args=words[1:], config=(tyro.conf.OmitArgPrefixes,)), config)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", READMES[readme]):
+        path, _, heading = link.partition("#")
+        target = (ROOT / readme).parent / path if path else ROOT / readme
+        assert target.exists(), link
+        titles = re.findall(r"(?m)^#+ (.*)", target.read_text().lower()) if heading else []
+        assert not heading or heading in [re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles], link
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_file_and_every_name_of_a_module_exists(readme):
+    for code in re.findall(r"(?<!`)`([^`\n]+)`", READMES[readme]):
+        if re.fullmatch(r"[\w/]+\.(py|sh|jpg|mp4)|(sources|engine|assets|tests|benchmarks|experiments)/[\w./]*", code):
+            assert (ROOT / code).exists() or ((ROOT / readme).parent / code).exists(), code
+            continue
+        name = re.fullmatch(r"((?:sources|engine)\.\w+|[a-z]+)\.(\w+(?:\.\w+)*)(?:\(.*\))?", code)
+        if name and (ROOT / f"{name[1].replace('.', '/')}.py").exists():
+            value = importlib.import_module(name[1])
+            for part in name[2].split("."):
+                value = getattr(value, part)
+
+
+def test_the_example_of_the_losses_prints_zeros(capsys):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", READMES["README.md"], re.S) if "print(" in code]
+    torch.manual_seed(0)
+    exec(example, {})
+    printed = [float(number) for number in re.findall(r"tensor\(([-\d.e]+)\)", capsys.readouterr().out)]
+    assert printed == pytest.approx([0, 0], abs=1e-6)
