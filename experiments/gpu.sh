@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the full-size model on one GPU of a machine without a network, 1,000 steps on MovingShapes and 600 on real video,
-# and measures it. Needs .pack/ and .whl/ (gpu_pack.sh). The runs are in runs/gpu; OUT gets all but the checkpoints.
+# Trains the full-size model on one GPU of a machine without a network, 1,000 steps on MovingShapes, 600 on real video,
+# then measures it. Needs .pack/ and .whl/ (gpu_pack.sh). The runs are in runs/gpu; OUT gets all but the checkpoints.
 # Usage: bash experiments/gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
