@@ -25,7 +25,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data import (
-    IMAGENET_CLASS,
     VIDEO_EXTENSIONS,
     Clip,
     FlowAugmentation,
@@ -37,6 +36,9 @@ from data import (
     set_folders,
     visible_glob,
 )
+
+
+IMAGENET_CLASS = re.compile(r"n\d{8}")
 
 
 class VideoSet(NamedTuple):
