@@ -36,42 +36,28 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ModelConfig:
     """What the network is made of."""
 
-    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
-    """The backbone (paper: ConvNeXt-T; Table 4 also has ResNet-50 and PWC-Net)."""
-    estimator_factor: float = 2.0
-    """Scales the widths of the flow estimator (paper, Table 3: 2 is the default, 8M parameters)."""
-    estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"
-    """Normalisation inside the estimator (paper, Table 3: LayerNorm)."""
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"  # The backbone (paper; others: its Table 4).
+    estimator_factor: float = 2.0  # Scales the widths of the flow estimator (paper, Table 3: 2, with 8M parameters).
+    estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"  # Inside the estimator (paper, Table 3: LN).
     estimator_unit: float = 16.0
     """What an output of 1 of the estimator means at every level, in pixels of the image (ours; PWC-Net: 20)."""
-    flow_clip: float = 128.0
-    """The largest flow in x and y, in pixels of the image (second-hand)."""
-    expander: tuple[int, ...] = (8192, 8192, 8192)
-    """Widths of the expander's layers (field: VICReg's official code)."""
+    flow_clip: float = 128.0  # The largest flow in x and y, in pixels of the image (second-hand).
+    expander: tuple[int, ...] = (8192, 8192, 8192)  # Widths of the expander (field: VICReg's official code).
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The coefficients of Eq. 7, and what belongs to its terms."""
 
-    reconstruction: float = 1.0
-    """Eq. 3 (second-hand)."""
-    l1: float = 1.0
-    """Inside Eq. 3 (paper: the three are summed)."""
-    l2: float = 1.0
-    """Inside Eq. 3."""
-    ssim: float = 1.0
-    """Inside Eq. 3."""
-    regression: float = 1.0
-    """Eq. 2 (second-hand)."""
-    smoothness: float = 75.0
-    """Eq. 4 on the flow divided by min(h, w) (second-hand; the scale is ARFlow's)."""
-    smoothness_order: Literal[1, 2] = 1
-    """Which differences of the flow Eq. 4 takes (field)."""
-    edge_weight: float = 10.0
-    """lambda of Eq. 4 (field: ARFlow)."""
-    cycle: float = 0.2
-    """Eq. 5 (second-hand)."""
+    reconstruction: float = 1.0  # Eq. 3 (second-hand).
+    l1: float = 1.0  # Inside Eq. 3 (paper: the three are summed).
+    l2: float = 1.0  # Inside Eq. 3.
+    ssim: float = 1.0  # Inside Eq. 3.
+    regression: float = 1.0  # Eq. 2 (second-hand).
+    smoothness: float = 75.0  # Eq. 4, on the flow divided by min(h, w) (second-hand; the scale is ARFlow's).
+    smoothness_order: Literal[1, 2] = 1  # Which differences of the flow Eq. 4 takes (field).
+    edge_weight: float = 10.0  # lambda of Eq. 4 (field: ARFlow).
+    cycle: float = 0.2  # Eq. 5 (second-hand).
     coarse_levels: float = 0.0
     """Weight of Eqs. 3 and 4 at the coarser levels, on images shrunk to their size. At 1 the finest of them counts as
     much as the full size, and each coarser one half as much as the one before (field: ARFlow has them at several
@@ -80,14 +66,10 @@ class LossConfig:
     """Variance weights of Eq. 6 per level, coarsest first (second-hand; from which end they count is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
     """Covariance weights of Eq. 6 per level, coarsest first (second-hand; as above)."""
-    flow_balance: float = 0.1
-    """Multiplies all flow losses, Eqs. 2 to 6, in the sum with the content loss (paper, Fig. 5 (3))."""
-    vicreg_invariance: float = 25.0
-    """(field: VICReg's official code)"""
-    vicreg_variance: float = 25.0
-    """(field: VICReg's official code)"""
-    vicreg_covariance: float = 1.0
-    """(field: VICReg's official code)"""
+    flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6, beside the content loss (paper, Fig. 5 (3)).
+    vicreg_invariance: float = 25.0  # (field: VICReg's official code)
+    vicreg_variance: float = 25.0  # (field: VICReg's official code)
+    vicreg_covariance: float = 1.0  # (field: VICReg's official code)
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
     """How occluded pixels are found (paper: the first; field: UFlow has both)."""
     least_visible: float = 0.2

@@ -9,9 +9,9 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -64,9 +64,8 @@ def _link(path: Path, name: Path) -> None:
 def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> None:
     """Writes a checkpoint, whole or not at all; the one before stays beside it as checkpoint.1.pt.
 
-    Args:
-        state: only tensors and plain types, so that torch can read it with `weights_only=True`.
-        best: keep it as best.pt too.
+    `state` holds only tensors and plain types, so that torch can read it with `weights_only=True`. The `best` one is
+    kept as best.pt too.
     """
     with replacing(path) as temporary:
         try:
@@ -101,6 +100,25 @@ def newest_checkpoint(folder: Path, load: Callable[[Path], dict]) -> tuple[dict 
 def as_json(config: Any) -> dict:
     """A configuration (a dataclass) in JSON's own types, as checkpoints and config.json hold it."""
     return json.loads(json.dumps(asdict(config), default=str))
+
+
+def read_config(path: Path, kind: type) -> Any:
+    """The inverse of `as_json`: a configuration (a dataclass `kind`) from config.json; ValueError for another file."""
+
+    def build(kind: type, tree: dict) -> Any:
+        hints, values = get_type_hints(kind), {}
+        for name, value in tree.items():
+            if is_dataclass(hints[name]):
+                value = build(hints[name], value)
+            elif value is not None and Path in (hints[name], *get_args(hints[name])):
+                value = Path(value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return kind(**values)
+
+    try:
+        return build(kind, json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the config.json of a run of this version ({error!r})") from error
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

@@ -30,28 +30,24 @@ MACHINE_FAULTS = {
 
 Report = tuple[str, str]
 """What a process reports to all others in a step, as (kind, text): a bad file of "frames" or "images"; a "signal" that
-asks for an end; a term or a gradient that is "not finite"; an item of the "batch" that gave it."""
+asks for an end; a term or a gradient that is "not finite"."""
 
 
 class Faults:
     """Counts faults, the same in every process; the first process reports each one once.
 
-    Args:
-        log: of the run.
-        files: how many bad files a kind of data may have, and how many files it has: {"frames": (10, 1000)}.
-        state: of the checkpoint that the run continues from; see `state`.
+    `allowed` says how many bad files each kind of data may have: {"frames": 10}. `state` is that of the checkpoint.
     """
 
-    def __init__(self, log: Log, files: dict[str, tuple[int, int]], state: dict) -> None:
-        self.log, self.files = log, files
+    def __init__(self, log: Log, allowed: dict[str, int], state: dict) -> None:
+        self.log, self.allowed = log, allowed
         self.bad_files: dict[str, list[str]] = state.get("bad_files", {})
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         self.collapsed: list[str] = state.get("collapsed", [])
 
     def state(self) -> dict:
         """For the checkpoint, so that a run that continues reports nothing twice."""
-        names = ("bad_files", "skipped", "in_a_row", "collapsed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("bad_files", "skipped", "in_a_row", "collapsed")}
 
     def step(self, done: int, reports: list[Report]) -> None:
         """Takes the reports of all processes in a step.
@@ -59,29 +55,27 @@ class Faults:
         Raises:
             ValueError: too many bad files, or too many bad steps in a row.
         """
-        for kind, (allowed, total) in self.files.items():
+        for kind, allowed in self.allowed.items():
             known = self.bad_files.setdefault(kind, [])
             for fault in (text for of, text in reports if of == kind and text not in known):
                 known.append(fault)
                 self.log.event(done, {"bad_file": fault})
-                self.log.say(f"bad file {len(known)} of {total} {kind}; the next one takes its place: {fault}")
+                self.log.say(f"bad file {len(known)} of at most {allowed} {kind}, the next takes its place: {fault}")
             if len(known) > allowed:
                 raise ValueError(
-                    f"{len(known)} of {total} files cannot be used, and --bad-files allows {allowed}; repair or remove "
-                    f"them, or allow more. The first: {known[0]}"
+                    f"{len(known)} {kind} cannot be used, and --bad-files allows {allowed}; repair or remove them, or "
+                    f"allow more. The first: {known[0]}"
                 )
-        terms, batch = ([text for of, text in reports if of == kind] for kind in ("not finite", "batch"))
+        terms = [text for of, text in reports if of == "not finite"]
         self.in_a_row = self.in_a_row + 1 if terms else 0
-        if not terms:
-            return
-        self.skipped += 1
-        self.log.event(done, {"skipped": terms, "batch": batch})
-        shown = "; ".join(batch[:2]) + (f" and {len(batch) - 2} more, see metrics.jsonl" if len(batch) > 2 else "")
-        self.log.say(f"step {done} is skipped, not finite: {', '.join(terms)}; its batch: {shown}")
+        if terms:
+            self.skipped += 1
+            self.log.event(done, {"skipped": terms})
+            self.log.say(f"step {done} is skipped, not finite: {', '.join(terms)}")
         if self.in_a_row >= BAD_STEPS_IN_A_ROW:
             raise ValueError(
-                f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)}): lower the learning rates, or "
-                "look at the data of these steps in metrics.jsonl. The last checkpoint is good"
+                f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)}): lower the learning rates. The "
+                "last checkpoint is good"
             )
 
     def features(self, done: int, numbers: dict[str, float]) -> None:

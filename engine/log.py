@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -25,24 +24,19 @@ from engine.checkpoint import cannot_write, replacing
 
 def versions() -> dict[str, str]:
     """The versions of the packages that numbers may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }
+    packages = {package.__name__: package.__version__ for package in (torch, torchvision, np, cv2)}
+    return {"python": platform.python_version()} | packages
 
 
 def environment(device: torch.device, processes: int = 1) -> dict:
     """What the numbers of a run may depend on besides its configuration."""
-    commit = None
-    if shutil.which("git"):
-        describe = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    describe = ["git", "describe", "--always", "--dirty"]
+    git = ""
+    with suppress(OSError):  # a machine without git
+        git = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": commit or None,
+        "git": git or None,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -65,13 +59,9 @@ def _lines_until(path: Path, step: int) -> Iterator[str]:
 
 
 class Log:
-    """Writes what a run reports, in its first process; silent in all others.
+    """Writes what a run of `total` steps reports, in its `main` process; silent in all others.
 
-    Args:
-        folder: of the run.
-        start: how many steps are done; lines of later steps are removed, for these steps are taken again.
-        total: how many steps the run has.
-        main: whether this is the first process.
+    Lines of steps after `start` are removed, for these steps are taken again.
     """
 
     def __init__(self, folder: Path, start: int, total: int, main: bool = True) -> None:
@@ -82,7 +72,7 @@ class Log:
         if self.metrics.exists():
             with replacing(self.metrics) as temporary:
                 temporary.write_text("".join(_lines_until(self.metrics, start)))
-        # TensorBoard's thread keeps its error and raises it in ours at the next number: printing it too is too much.
+        # TensorBoard's thread keeps its error and raises it in ours at the next number: it need not print it too.
         self.excepthook, threading.excepthook = threading.excepthook, self._print_unless_tensorboard
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)

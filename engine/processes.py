@@ -21,6 +21,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def print_once(line: str) -> None:
+    """Prints a line in the first process."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
 def own_device() -> torch.device:
     """The GPU of this process, or the CPU of a machine without one.
 
@@ -51,7 +57,7 @@ def connect(device: torch.device) -> None:
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
 
 
-def from_all_processes(own: list) -> list:
+def from_all(own: list) -> list:
     """The entries of all processes' lists, without repeats, in the same order everywhere.
 
     While all lists are empty this costs a single number.
@@ -69,7 +75,7 @@ def from_all_processes(own: list) -> list:
 
 def check_same_everywhere(values: dict[str, object]) -> None:
     """Raises ValueError if the processes differ in one of these values: they would learn different things."""
-    different = [name for name, _ in from_all_processes([*((name, str(value)) for name, value in values.items())])]
+    different = [name for name, _ in from_all([*((name, str(value)) for name, value in values.items())])]
     different = sorted({name for name in different if different.count(name) > 1})
     if different:
         raise ValueError(
