@@ -495,9 +495,9 @@ def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> No
     save_checkpoint(run.config.output_dir / "checkpoint.pt", state, improved)
 
 
-def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: Faults, seconds: float) -> dict:
+def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: Faults) -> dict[str, float]:
     """A line of metrics.jsonl; waits for the GPU."""
-    line = {"epoch": step / run.plan.per_epoch, "seconds_per_step": seconds}
+    line = {"epoch": step / run.plan.per_epoch, "seconds": time.monotonic()}
     line |= {f"learning_rate/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
     line |= {name: value.item() for name, value in numbers.items()}
     line["total"] = sum(value for name, value in line.items() if name.startswith("weighted/"))
@@ -525,7 +525,7 @@ def train(config: Config) -> None:
             write_json(config.output_dir / "environment.json", environment(run.device, processes.world_size()))
         allowed = {source.kind: allowed_bad_files(config, source) for source in sources}
         faults = Faults(log, allowed, run.state["faults"])
-        numbers, logged_at = {}, time.perf_counter()
+        numbers: dict[str, Tensor] = {}
         for step in range(start, plan.last):
             if step in (start, plan.flow_start):
                 choose_parts(config, run.model, flow_started=step >= plan.flow_start)
@@ -542,12 +542,11 @@ def train(config: Config) -> None:
             numbers |= measured  # where the tasks alternate, a line has the newest step of each
             log.advance()
             if done % config.log_every == 0 or done == plan.last:
-                since, logged_at = logged_at, time.perf_counter()
-                line = summary(run, done, numbers, faults, (logged_at - since) / config.log_every)
+                line, numbers = summary(run, done, numbers, faults), {}
                 log.write(done, line)
                 log.advance(0, f"loss {line['total']:.3f}")
-                faults.features(done, line)
-                numbers = {}
+                if done >= plan.per_epoch:  # a network that has just begun may have small features
+                    faults.features(done, line)
             epoch_ends = done % plan.per_epoch == 0 or done == plan.last
             stop = [name for kind, name in reports if kind == "signal"]
             error = validate(run, pairs, log, done, epoch) if main and epoch_ends and run.videos else math.inf
