@@ -29,7 +29,7 @@ def warp(
         padding: what lies outside of x: "border" (its nearest pixel) or "zeros".
 
     Raises:
-        ValueError: from torch, for another padding.
+        ValueError: another padding (from torch).
     """
     h, w = x.shape[2:]
     rows = torch.arange(h, device=flow.device, dtype=flow.dtype).view(1, h, 1)
@@ -42,7 +42,7 @@ def warp(
 
 
 def resize_flow(flow: Float[Tensor, "b 2 h w"], size: Sequence[int]) -> Float[Tensor, "b 2 h2 w2"]:
-    """A flow at another resolution: bilinear, its values rescaled to the new pixels, x and y apart.
+    """Resizes a flow bilinearly and rescales its values to the new pixels, x and y separately.
 
     Args:
         flow: in pixels of h x w.
@@ -58,7 +58,7 @@ def resize_flow(flow: Float[Tensor, "b 2 h w"], size: Sequence[int]) -> Float[Te
 def correlation(
     x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], radius: int = 4
 ) -> Float[Tensor, "b (2*{radius}+1)**2 h w"]:
-    """The cost volume of PWC-Net: every pixel of x against the pixels of y around it, the mean over channels.
+    """The cost volume of PWC-Net: each pixel of x times the pixels of y around it, averaged over the channels.
 
     Returns:
         Channel (dy + radius) (2 radius + 1) + dx + radius compares x at p with y at p + (dx, dy); 0 outside of y.
@@ -67,9 +67,9 @@ def correlation(
     side, tile = 2 * radius + 1, max(2 * radius, 1)
     rows, columns = -(-h // tile), -(-w // tile)
     below, right = rows * tile - h, columns * tile - w
-    # In tiles of 2r x 2r pixels: all that a tile of x meets within r pixels lies in 2 x 2 tiles of y, shifted by r. One
-    # small matrix product for each tile has all pairs; of its row, a pixel keeps the window around itself. Three times
-    # more products than needed, and still several times faster than shifting y 81 times.
+    # Works on tiles of 2r x 2r pixels. All that a tile of x meets within r pixels lies in 2 x 2 tiles of y, shifted by
+    # r. One small matrix product per tile holds all pairs, and each pixel keeps the window around itself from its row.
+    # This computes three times more products than needed, and is still several times faster than shifting y 81 times.
     x = F.pad(x / c, (0, right, 0, below)).view(b, c, rows, tile, columns, tile)
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)  # b rows columns tile^2 c
     y = F.pad(y, (radius, tile - radius + right, radius, tile - radius + below))
@@ -92,13 +92,13 @@ def correlation(
 def standardise(
     x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], eps: float = 1e-6
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """Each channel of a pair's features to mean 0 and deviation 1 over the pixels of both frames together.
+    """Brings each channel of a pair's features to mean 0 and standard deviation 1 over the pixels of both frames.
 
-    UFlow (Jonschkowski et al., 2020) does this before its cost volume, with moments over the channels too. Without it
-    the correlation carries mostly the channels' means, and nothing is learned.
+    UFlow (Jonschkowski et al., 2020) does this before its cost volume, with moments over the channels too. Without it,
+    the correlation mostly reflects the channels' means, and nothing is learned.
     """
     both = torch.stack((x, y))
-    both = both.to(torch.promote_types(both.dtype, torch.float32))  # the variance of bf16 numbers is not worth much
+    both = both.to(torch.promote_types(both.dtype, torch.float32))  # a variance of bf16 numbers has too few digits
     variance, mean = torch.var_mean(both, dim=(0, 3, 4), keepdim=True, correction=0)
     x, y = (both - mean) * torch.rsqrt(variance + eps)
     return x, y
@@ -112,10 +112,10 @@ def forward_backward_mask(
 ) -> Bool[Tensor, "b 1 h w"]:
     """True where a pixel is seen in both frames: there the flow and the reverse flow at its end cancel out.
 
-    |f + b(f)|^2 < alpha1 (|f|^2 + |b(f)|^2) + alpha2 (Sundaram et al., 2010; UnFlow and ARFlow for the numbers), where
-    b fades to 0 within a pixel outside of the other frame: a pixel that leaves it is occluded, unless its flow is
-    shorter than about sqrt(alpha2), or it leaves by a small part of a pixel (0.15 px at a flow of 10 px).
-    Carries no gradient.
+    |f + b(f)|^2 < alpha1 (|f|^2 + |b(f)|^2) + alpha2 (Sundaram et al., 2010; the numbers are those of UnFlow and
+    ARFlow). Outside of the other frame b fades to 0 within a pixel, so a pixel that leaves it is occluded, unless its
+    flow is shorter than about sqrt(alpha2) or it leaves by a small part of a pixel (0.15 px at a flow of 10 px). The
+    mask carries no gradient.
 
     Args:
         flow: from this frame to the other, in pixels.
@@ -131,8 +131,8 @@ def range_map(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
     """How often each pixel of the target frame is hit when every pixel moves along the flow (Wang et al., 2018).
 
     Each pixel spreads a weight of 1 bilinearly over the four pixels around its end; what falls outside is lost. A
-    pixel of frame t that the flow from t+1 to t does not hit (UFlow: below 0.5; DDFlow and ARFlow: 0.2) is not seen
-    in frame t+1. Carries no gradient.
+    pixel of frame t that the flow from t+1 to t does not hit (UFlow: below 0.5; DDFlow and ARFlow: 0.2) is not visible
+    in frame t+1. The map carries no gradient.
     """
     with torch.no_grad():
         b, _, h, w = flow.shape
@@ -171,14 +171,14 @@ class LevelEstimator(nn.Module):
         self.body = nn.Sequential(*layers)
         self.unit_length = "l2" in norm
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
-        # First outputs of about a quarter unit, whatever the width and norm. Ten times smaller, the flow learns slower:
-        # error after 300 steps on MovingShapes 0.54 of zero flow's, with these 0.33.
+        # The first outputs are about a quarter unit, whatever the width and norm. With ten times smaller ones the flow
+        # learns more slowly: after 300 steps on MovingShapes its error is 0.54 of zero flow's, instead of 0.33.
         length = 3.0 if self.unit_length else 0.7 * math.sqrt(9 * channels)  # of the 3 x 3 pixels that an output sees
         nn.init.normal_(self.last.weight, std=0.25 / length)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
-        """Correlation, features, warped features and flow, stacked, to what is to be added to the flow."""
+        """Correlation, features, warped features and flow, stacked, to the update of the flow."""
         x = self.body(x)
         return self.last(F.normalize(x, dim=1) if self.unit_length else x)
 
@@ -186,22 +186,22 @@ class LevelEstimator(nn.Module):
 class FlowEstimator(nn.Module):
     """g of Eq. 1: one `LevelEstimator` for each level of a pyramid down to stride 4.
 
-    Without a forward of its own: `estimate_flow_pyramid` runs it.
+    It has no forward of its own: `estimate_flow_pyramid` runs it.
 
     Args:
-        channels, strides: of the pyramid's levels, coarsest first; levels finer than stride 4 are left out.
-        factor: scales the widths (paper, Table 3: 1 has 2M parameters, 2, the default, has 8M).
+        channels, strides: those of the pyramid's levels, coarsest first; levels finer than stride 4 are left out.
+        factor: scales the widths (paper, Table 3: 1 gives 2M parameters; 2, the default, gives 8M).
         norm: "none", "layer" (paper), "l2" or "layer+l2".
-        radius: of the correlation, in pixels of the level.
-        context: the number of channels that a 1 x 1 convolution brings each frame's features to, beside the
-            correlation, which sees all of them.
+        radius: that of the correlation, in pixels of the level.
+        context: the number of channels to which a 1 x 1 convolution reduces each frame's features, as an input beside
+            the correlation. The correlation uses all channels.
         clip: the flow's largest value in x and y, in pixels of the image.
         unit: what an output of 1 means, at every level, in pixels of the image. (In pixels of its level, 0.25 at
-            stride 64 would already be 16 pixels of the image: noise that the finer levels must undo. PWC-Net also has
+            stride 64 would already be 16 pixels of the image: noise that the finer levels must undo. PWC-Net, too, has
             one unit for all levels, 20 pixels.)
 
     Raises:
-        ValueError: for an unknown norm, or a factor so small that nothing is left.
+        ValueError: the norm is unknown, or the factor is so small that no channels are left.
     """
 
     def __init__(
@@ -235,12 +235,12 @@ def estimate_flow_pyramid(
 ) -> list[Float[Tensor, "b 2 _ _"]]:
     """Eq. 1, coarse to fine: the flow from source to target at each level of the estimator.
 
-    Both directions of a pair cost one pass: stack the frames, [1; 2] as the source and [2; 1] as the target.
-    (The paper moves the source's features forward; we sample the target's backward: the same set of terms, since all
-    losses take both directions.)
+    Both directions of a pair take a single pass: stack the frames, [1; 2] as the source and [2; 1] as the target. (The
+    paper moves the source's features forward; we sample the target's backward. The set of terms is the same, since all
+    losses are taken in both directions.)
 
     Args:
-        source, target: feature pyramids, coarsest first, of the frames that the flow starts and ends in.
+        source, target: feature pyramids, coarsest first, of the frames in which the flow starts and ends.
 
     Returns:
         Flows on the source's grid, in pixels of their level, coarsest first, the last at stride 4.
@@ -251,8 +251,8 @@ def estimate_flow_pyramid(
         size = x.shape[2:]
         flow = resize_flow(flows[-1], size) if flows else x.new_zeros(x.shape[0], 2, *size)
         y = warp(y, flow)
-        # The mean of c products of standardised, unrelated features deviates by 1 / sqrt(c). Brought to 1, the
-        # correlation weighs as much as the estimator's other inputs, and learning is much faster.
+        # The mean of c products of standardised, unrelated features has a standard deviation of 1 / sqrt(c). Scaled to
+        # 1, the correlation weighs as much as the estimator's other inputs, and learning is much faster.
         volume = F.leaky_relu(correlation(x, y, estimator.radius) * math.sqrt(x.shape[1]), 0.1)
         project = estimator.projections[level]
         update = estimator.levels[level](torch.cat((volume, project(x), project(y), flow), dim=1))

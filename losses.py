@@ -1,12 +1,12 @@
 """The losses of MC-JEPA (Bardes, Ponce, LeCun, 2023), Eqs. 2 to 6 and VICReg: one pure function each.
 
 Every function stands alone. Copy one, with the import lines below, into your own project and it works there.
-That is why a few lines (the covariance through the Gram matrix, the masked mean) are repeated inside functions
+That is why a few lines (the covariance through the Gram matrix, the masked mean, SSIM) are repeated inside functions
 instead of being shared.
 
 Conventions: images are RGB in [0, 1]; a flow has channel 0 = x to the right, channel 1 = y down; sums over pixels
-and channels are means, so that a coefficient does not depend on the resolution. Statistics want float32 or float64:
-leave autocast before you call.
+and channels are means, so that a coefficient does not depend on the resolution. Statistics need float32 or float64:
+call these functions outside of autocast.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ def regression_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 2 at one level of the pyramid: the features of a frame against those of the other frame, warped onto it.
 
-    No stop-gradient: both arguments get a gradient, and through `warped` the flow does. Constant features would make
-    it 0: `variance_covariance_loss` on the same features keeps them alive.
+    There is no stop-gradient: both arguments get a gradient, and so does the flow, through `warped`. Constant features
+    would make the loss 0; `variance_covariance_loss` on the same features prevents that.
 
     Args:
         target: features of the frame on whose grid the flow lives.
         warped: features of the other frame, warped by that flow.
-        mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
 
     Returns:
-        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 where no pixel
-        is valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
+        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
+        valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
     """
     squared = (target - warped).square()
     if mask is None:
@@ -47,21 +47,21 @@ def regression_loss(
 def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-2 w-2"]:
     """(1 - SSIM) / 2 over windows of 3 x 3 pixels with equal weights, clamped to [0, 1]; 0 where the images agree.
 
-    The form that is common in unsupervised flow and depth (C1 = 0.01^2, C2 = 0.03^2, images in [0, 1], no padding).
-    Wang et al. 2004 weight an 11 x 11 window by a Gaussian instead.
+    This form is common in unsupervised flow and depth (C1 = 0.01^2, C2 = 0.03^2, images in [0, 1], no padding). Wang et
+    al. (2004) weight an 11 x 11 window by a Gaussian instead.
 
     Args:
         x, y: in [0, 1], float32 or float64: a variance is the difference of two nearly equal numbers.
 
     Raises:
-        ValueError: if an image is smaller than the window, or of integers.
+        ValueError: an image is smaller than the window, or holds integers.
     """
     if min(*x.shape[2:], *y.shape[2:]) < 3 or not x.is_floating_point():
         raise ValueError(
-            f"ssim_distance: needs floats and at least 3 x 3 pixels, got {x.dtype}, {(*x.shape,)}, {(*y.shape,)}"
+            f"ssim_distance needs floats and at least 3 x 3 pixels, got {x.dtype}, {(*x.shape,)}, {(*y.shape,)}"
         )
 
-    # On a CPU several times faster than avg_pool2d. (Named shapes here would be evaluated at each call.)
+    # Several times faster on a CPU than avg_pool2d. (Named shapes here would be evaluated at each call.)
     def window_mean(z: Tensor) -> Tensor:
         z = z[..., :-2] + z[..., 1:-1] + z[..., 2:]
         return (z[..., :-2, :] + z[..., 1:-1, :] + z[..., 2:, :]) / 9
@@ -88,30 +88,30 @@ def reconstruction_loss(
     Args:
         image: the frame on whose grid the flow lives, in [0, 1], float32 or float64 (see `ssim_distance`).
         warped: the other frame, warped by that flow.
-        mask: bool, or weights >= 0. SSIM has no value on the outermost ring of pixels, so there it uses the mask
-            without that ring. None: every pixel counts.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts. SSIM has no value on the outermost
+            ring of pixels, so it uses the mask without that ring.
         l1, l2, ssim: the weights of the three parts; a part of weight 0 is not computed.
 
     Returns:
-        The weighted sum of the three masked means (over the valid pixels of the whole batch and the channels); 0 where
-        no pixel is valid.
+        The weighted sum of the three masked means (over the valid pixels of the whole batch and the channels); 0 if no
+        pixel is valid.
 
     Raises:
-        ValueError: if an image is smaller than SSIM's window, or of integers.
+        ValueError: an image is smaller than SSIM's window, or holds integers.
     """
     if ssim and (min(*image.shape[2:], *warped.shape[2:]) < 3 or not image.is_floating_point()):
         raise ValueError(
-            "reconstruction_loss: SSIM needs floats and at least 3 x 3 pixels, "
+            "reconstruction_loss: its SSIM needs floats and at least 3 x 3 pixels, "
             f"got {image.dtype}, {(*image.shape,)}, {(*warped.shape,)}"
         )
     difference = image - warped
-    parts = []  # (weight of the part, its value per pixel, the mask on its grid)
+    parts = []  # (weight of the part, its value at each pixel, the mask on its grid)
     if l1:
         parts.append((l1, difference.abs(), mask))
     if l2:
         parts.append((l2, difference.square(), mask))
     if ssim:
-        # On a CPU several times faster than avg_pool2d. (Named shapes here would be evaluated at each call.)
+        # Several times faster on a CPU than avg_pool2d. (Named shapes here would be evaluated at each call.)
         def window_mean(z: Tensor) -> Tensor:
             z = z[..., :-2] + z[..., 1:-1] + z[..., 2:]
             return (z[..., :-2, :] + z[..., 1:-1, :] + z[..., 2:, :]) / 9
@@ -141,7 +141,7 @@ def smoothness_loss(
     edge_weight: float = 10.0,
     order: int = 1,
 ) -> Float[Tensor, ""]:
-    """Eq. 4: differences of the flow between neighbours, forgiven where the image has an edge.
+    """Eq. 4: differences of the flow between neighbouring pixels, tolerated where the image has an edge.
 
     mean(exp(-edge_weight |dI/dx|) |d^n f/dx^n|) + the same over y, with n = `order`, and |dI/dx| the mean over the
     image's channels. The paper's formula drops the bars around the image gradient; without them an edge from dark
@@ -149,14 +149,14 @@ def smoothness_loss(
     second difference takes the image's edge between its middle and its far pixel, as ARFlow does.
 
     Args:
-        flow: in the unit that the coefficient of the loss belongs to. ARFlow's 75 belongs to the flow divided by
-            min(h, w): the caller scales.
+        flow: in the unit that belongs to the loss's coefficient. ARFlow's 75 belongs to the flow divided by min(h, w);
+            the caller scales it.
         image: the frame on whose grid the flow lives, in [0, 1].
         edge_weight: lambda of Eq. 4.
         order: 1 (a constant flow costs nothing) or 2 (an affine flow costs nothing).
 
     Raises:
-        ValueError: if order is neither 1 nor 2.
+        ValueError: order is neither 1 nor 2.
     """
     if order not in (1, 2):
         raise ValueError(f"smoothness_loss: order must be 1 or 2, not {order}")
@@ -175,16 +175,16 @@ def cycle_consistency_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 5 at one level of the pyramid: features against themselves after a warp there and back.
 
-    No stop-gradient, as in Eq. 2; constant features would make it 0 too.
+    There is no stop-gradient, as in Eq. 2, and constant features would make it 0 too.
 
     Args:
-        features: of one frame.
+        features: those of one frame.
         cycled: the same features, warped by the flow of one direction and then by the flow of the other.
-        mask: bool, or weights >= 0; only pixels with a weight count. None: every pixel counts.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
 
     Returns:
-        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 where no pixel
-        is valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
+        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
+        valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
     """
     squared = (features - cycled).square()
     if mask is None:
@@ -199,11 +199,11 @@ def variance_loss(x: Float[Tensor, "n d"], gamma: float = 1.0, eps: float = 1e-4
 
     Args:
         x: n samples of d variables.
-        gamma: the standard deviation that each variable is held above.
+        gamma: the standard deviation above which each variable is held.
         eps: keeps the root differentiable where a variable is constant.
 
     Raises:
-        ValueError: for fewer than two samples, which have no variance.
+        ValueError: there are fewer than two samples.
     """
     if x.shape[0] < 2:
         raise ValueError(f"variance_loss: needs at least 2 samples, got {x.shape[0]}")
@@ -214,13 +214,13 @@ def covariance_loss(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The covariance term of VICReg: the squares of the off-diagonal entries of the covariance, summed, over d.
 
     For n < d the d x d covariance C = X'X / (n - 1) is never formed: ||X'X|| = ||XX'|| (Frobenius), and its diagonal
-    is the variance, so the sum is ||XX'||^2 / (n - 1)^2 - sum(var^2), at O(min(n, d) n d).
+    is the variance, so the sum is ||XX'||^2 / (n - 1)^2 - sum(var^2), at a cost of O(min(n, d) n d).
 
     Args:
         x: n samples of d variables.
 
     Raises:
-        ValueError: for fewer than two samples, which have no covariance.
+        ValueError: there are fewer than two samples.
     """
     n, d = x.shape
     if n < 2:
@@ -239,24 +239,23 @@ def variance_covariance_loss(
     eps: float = 1e-4,
     sum_over_processes: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
-    """Eq. 6 at one level of the pyramid: VICReg's variance and covariance terms that keep the features apart.
+    """Eq. 6 at one level of the pyramid: VICReg's variance and covariance terms, which keep the features from collapse.
 
     The b * h * w positions are the samples, the channels are the variables.
 
     Args:
-        features: of one level, both frames stacked along b.
-        variance_weight, covariance_weight: the level's coefficients; at a covariance_weight of 0 the covariance, the
+        features: those of one level, both frames stacked along b.
+        variance_weight, covariance_weight: the level's coefficients; with a covariance_weight of 0 the covariance, the
             costly part, is not computed.
         gamma, eps: as in `variance_loss`.
-        sum_over_processes: sums a tensor over all processes, with gradients, so that the statistics are over the
-            positions of all. None: those of this one. (What is sent are moments: for the paper's six levels 3 MB in
-            place of features of 45 MB.)
+        sum_over_processes: sums a tensor over all processes, with gradients; then the statistics are those of all
+            processes' positions. (Only moments are sent: 3 MB for the paper's six levels instead of 45 MB of features.)
 
     Returns:
         variance_weight * variance term + covariance_weight * covariance term.
 
     Raises:
-        ValueError: for fewer than two positions in this process.
+        ValueError: there are fewer than two positions in this process.
     """
     n, d = features.numel() // features.shape[1], features.shape[1]
     if n < 2:
@@ -288,8 +287,8 @@ def vicreg_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """VICReg (Bardes, Ponce, LeCun, 2022) on the embeddings of two views; the caller weighs the terms (25, 25, 1).
 
-    As the official code: the mean squared difference; the variance term averaged over the two views; the covariance
-    term summed over them. In several processes gather x and y, with gradients, before the call.
+    As in the official code, the invariance is the mean squared difference, the variance term is averaged over the two
+    views, and the covariance term is summed over them. With several processes, gather x and y with gradients first.
 
     Args:
         x, y: n embeddings of d dimensions, row i of both from the same image.
@@ -299,7 +298,7 @@ def vicreg_loss(
         The tuple (invariance, variance, covariance), unweighted.
 
     Raises:
-        ValueError: for fewer than two samples.
+        ValueError: there are fewer than two samples.
     """
     n, d = x.shape
     if n < 2:
