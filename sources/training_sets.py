@@ -38,83 +38,53 @@ from data import (
 )
 
 
-IMAGENET_CLASS = re.compile(r"n\d{8}")
-
-
 class VideoSet(NamedTuple):
     """A data set of video, laid out as its archives unpack."""
 
     title: str
     url: str
-    example: str
-    """Where a frame lies below the set's folder, for messages."""
-    frames: str = ""
-    """The same as a pattern. The name of a frame ends in its number."""
+    frames: str
+    """Where the frames lie in the set's own folder, as a pattern. A frame's name ends in its number."""
     marker: str = ""
     """A file that identifies the set where another has the same layout; by default any of its frames."""
     left_out: range = range(0)
     """Numbers of the frames that stay out of training."""
 
 
-_FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
-_SINTEL = "http://sintel.is.tue.mpg.de/downloads"
 _KITTI = "https://www.cvlibs.net/datasets/kitti"
+_SINTEL = "http://sintel.is.tue.mpg.de/downloads"
+_FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
+_MEASURED = range(9, 13)  # true flow leads from frame 10 to 11 of each scene (field)
 
 VIDEO_SETS = {
-    "kitti_raw": VideoSet(
-        "KITTI raw",
-        f"{_KITTI}/raw_data.php",
-        "2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png",
-        "2011_*/*_sync/image_02/data/*",
-    ),
-    # The true flow of a scene leads from frame 10 to 11: frames 9 to 12 stay out of training (field).
+    "kitti_raw": VideoSet("KITTI raw", f"{_KITTI}/raw_data.php", "2011_*/*_sync/image_02/data/*"),
     "kitti2012": VideoSet(
         "KITTI 2012's multiview extension",
         f"{_KITTI}/eval_stereo_flow.php",
-        "training/colored_0/000000_00.png to 000000_20.png",
         "*ing/colored_0/*_*",
-        marker="training/colored_0/*_00.*",
-        left_out=range(9, 13),
+        "training/colored_0/*_00.*",
+        _MEASURED,
     ),
     "kitti2015": VideoSet(
         "KITTI 2015's multiview extension",
         f"{_KITTI}/eval_scene_flow.php",
-        "training/image_2/000000_00.png to 000000_20.png",
         "*ing/image_2/*_*",
-        marker="training/image_2/*_00.*",
-        left_out=range(9, 13),
+        "training/image_2/*_00.*",
+        _MEASURED,
     ),
-    "sintel_clean": VideoSet("Sintel", _SINTEL, "training/clean/alley_1/frame_0001.png", "t*/clean/*/frame_*"),
-    "sintel_final": VideoSet("Sintel", _SINTEL, "training/final/alley_1/frame_0001.png", "t*/final/*/frame_*"),
+    "sintel_clean": VideoSet("Sintel", _SINTEL, "t*/clean/*/frame_*"),
+    "sintel_final": VideoSet("Sintel", _SINTEL, "t*/final/*/frame_*"),
     "sintel_raw": VideoSet(
-        "Sintel, the film",
-        "https://durian.blender.org/download",
-        "sintel.mp4, or its frames as sintel_raw/SCENE/frame_0001.png",
+        "Sintel, the film", "https://durian.blender.org/download", "sintel*.mp4 (or frames as sintel_raw/SCENE/frame_*)"
     ),
-    "chairs": VideoSet(
-        "FlyingChairs",
-        f"{_FREIBURG}/FlyingChairs.en.html",
-        "data/00001_img1.ppm and data/00001_img2.ppm",
-        "data/*_img?.*",
-    ),
+    "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
     "things_clean": VideoSet(
-        "FlyingThings3D",
-        f"{_FREIBURG}/SceneFlowDatasets.en.html",
-        "frames_cleanpass/TRAIN/A/0000/left/0006.png",
-        "frames_cleanpass/TRAIN/*/*/*/*",
+        "FlyingThings3D", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"
     ),
     "things_final": VideoSet(
-        "FlyingThings3D",
-        f"{_FREIBURG}/SceneFlowDatasets.en.html",
-        "frames_finalpass/TRAIN/A/0000/left/0006.png",
-        "frames_finalpass/TRAIN/*/*/*/*",
+        "FlyingThings3D", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_finalpass/TRAIN/*/*/*/*"
     ),
-    "hd1k": VideoSet(
-        "HD1K",
-        "http://hci-benchmark.iwr.uni-heidelberg.de",
-        "hd1k_input/image_2/000000_0000.png",
-        "hd1k_input/image_2/*_*",
-    ),
+    "hd1k": VideoSet("HD1K", "http://hci-benchmark.iwr.uni-heidelberg.de", "hd1k_input/image_2/*_*"),
 }
 """The sets of the paper's flow task by name."""
 
@@ -137,22 +107,18 @@ class RepeatsConfig:
 
 
 class VideoClips(NamedTuple):
-    """The clips of a data set on the disk."""
+    """The clips of a data set on the disk, and a note for each gap in the numbers of its frames."""
 
     path: Path
-    """Its folder, or the film."""
     clips: list[Clip]
     notes: list[str]
-    """A line for each gap in the numbers of its frames."""
 
 
 def find_video_set(name: str, root: Path) -> VideoClips | None:
     """One of VIDEO_SETS in `root` or a folder in it; None if it is not there.
 
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: the set lies in several folders; a frame has no number, or is there twice, or is alone in its clip;
-            the film cannot be decoded.
+    ValueError if the set lies in several folders, a frame has no number or is alone in its clip, or the film cannot be
+    decoded.
     """
     video_set, folders = VIDEO_SETS[name], set_folders(Path(root))
     if name == "sintel_raw":
@@ -171,29 +137,24 @@ def find_video_set(name: str, root: Path) -> VideoClips | None:
 def _consecutive_frames(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
     """Clips of frames with consecutive numbers, and a note for each gap.
 
-    The number is the digits at the end of a file's name; what stands before them identifies the clip. `paths` are
-    sorted.
+    The number is the digits at the end of a file's name; what stands before them identifies the clip.
     """
     frames_of_clip: dict[tuple[Path, str], dict[int, Path]] = {}
     for path in paths:
         prefix, digits = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
         if not digits:
             raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
-        frames = frames_of_clip.setdefault((path.parent, prefix), {})
-        if int(digits) in frames:
-            raise ValueError(f"{path}: the same frame as {frames[int(digits)].name}; remove one of them")
-        frames[int(digits)] = path
+        frames_of_clip.setdefault((path.parent, prefix), {})[int(digits)] = path
     clips, notes = [], []
     for (folder, _), frames in frames_of_clip.items():
         numbers = sorted(frames)
         if len(numbers) == 1:
             raise ValueError(f"{frames[numbers[0]]}: the only frame of its clip; unpack the archive again")
-        for number, following in pairwise(numbers):
-            if following > number + 1:
-                notes.append(
-                    f"{frames[number]}: the next frame is {frames[following].name}; no pair spans this gap of "
-                    f"{following - number - 1}; unpack the archive again"
-                )
+        notes += [
+            f"{frames[number]}: the next frame is {frames[following].name}; no pair spans this gap; unpack it again"
+            for number, following in pairwise(numbers)
+            if following > number + 1
+        ]
         kept = [number for number in numbers if number not in left_out]
         for _, run in groupby(enumerate(kept), key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
             run = [frames[number] for _, number in run]
@@ -242,14 +203,13 @@ def find_shots(path: Path) -> list[range]:
 
 
 class Mix(Dataset):
-    """Several sets of pairs as one, each repeated a number of times (1 or more) in a pass."""
+    """Several sets of pairs as one, each repeated a number of times in a pass."""
 
     def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: list[str] | None = None):
         self.parts, self.repeats, self.notes = parts, {name: repeats[name] for name in parts}, notes or []
         self.lengths = {name: len(part) * repeats[name] for name, part in parts.items()}
 
     def __len__(self) -> int:
-        """The length of a pass, with its repeats."""
         return sum(self.lengths.values())
 
     def _locate(self, index: int) -> tuple[Dataset, int]:
@@ -284,10 +244,7 @@ class Mix(Dataset):
 def open_mix(
     data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, augmentation: FlowAugmentation | None
 ) -> Mix:
-    """The video sets in `data_root` as one.
-
-    Args:
-        sets: names of VIDEO_SETS, or what names begin with; all that are there if empty.
+    """The video sets in `data_root` as one. `sets` are names of VIDEO_SETS, or what names begin with; all if empty.
 
     Raises:
         MissingSet: none of the sets is there, or one that is named in full is not.
@@ -299,8 +256,7 @@ def open_mix(
     for name, count in asdict(repeats).items():
         if count < 1:
             raise ValueError(f"--repeats.{name.replace('_', '-')} must be at least 1")
-    parts, notes = {}, []
-    chosen = [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
+    parts, notes, chosen = {}, [], [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
     for name in chosen:
         if found := find_video_set(name, data_root):
             parts[name] = FramePairs(found.clips, transform=augmentation)
@@ -308,17 +264,16 @@ def open_mix(
         elif name in sets:
             raise MissingSet(f"{data_root}: does not hold {how_to_get(name)}")
     if not parts:
-        raise MissingSet(
-            f"{data_root}: holds none of {', '.join(chosen)}; `python -m sources.training_sets {data_root}` says where "
-            "to download them, and their layout"
-        )
+        command = f"python -m sources.training_sets {data_root}"
+        raise MissingSet(f"{data_root}: holds none of {', '.join(chosen)}; `{command}` says where to download them")
     return Mix(parts, asdict(repeats), notes)
 
 
 def how_to_get(name: str) -> str:
     """Where to download a video set, and its layout."""
     video_set = VIDEO_SETS[name]
-    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to ANY_FOLDER/{video_set.example}"
+    place = f"ANY_FOLDER/{video_set.marker or video_set.frames}"
+    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to {place}"
 
 
 def describe_mix(mix: Mix) -> str:
@@ -336,18 +291,15 @@ def describe_mix(mix: Mix) -> str:
 class ImageNet(ImageFolder):
     """The training images of ImageNet-1k (or any part of it in the same layout), as uint8 (3, h, w) RGB.
 
-    The folders of the classes (n01440764, ...) lie in train/, in (ILSVRC/)Data/CLS-LOC/train/ (Kaggle's archive) or
-    directly in `root`, or in a folder of it whose name begins with ImageNet or ILSVRC.
-
-    FileNotFoundError if there is none, or a class is empty; BadFile on reading a damaged image.
+    In `root`, or in a folder of it whose name begins with ImageNet or ILSVRC, the classes (n01440764, ...) lie in
+    train/, in (ILSVRC/)Data/CLS-LOC/train/ as Kaggle's archive unpacks, or directly.
     """
 
     def __init__(self, root: str | Path):
-        root = Path(root)
         places = [
             folder / below
-            for folder in set_folders(root)
-            if folder == root or re.match("imagenet|ilsvrc", folder.name, re.IGNORECASE)
+            for folder in set_folders(Path(root))
+            if folder == Path(root) or re.match("imagenet|ilsvrc", folder.name, re.IGNORECASE)
             for below in ("train", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "")
         ]
         place = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
@@ -357,12 +309,12 @@ class ImageNet(ImageFolder):
             )
         try:
             super().__init__(place, loader=load_image, is_valid_file=is_image)
-        except FileNotFoundError as error:
+        except FileNotFoundError as error:  # a class without images
             raise FileNotFoundError(f"{place}: {error}; unpack these classes, or remove their folders") from error
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The folders named like a class, whatever lies beside them."""
-        names = sorted(entry.name for entry in os.scandir(directory) if IMAGENET_CLASS.fullmatch(entry.name))
+        names = sorted(entry.name for entry in os.scandir(directory) if re.fullmatch(r"n\d{8}", entry.name))
         return names, {name: number for number, name in enumerate(names)}
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
@@ -379,12 +331,10 @@ class ImageNet(ImageFolder):
 def main(data_root: Path) -> None:
     """Prints what a folder holds: a line for each set in the mix, for the images, and for what is missing."""
     found: dict[str, Dataset] = {}
-    try:
+    with suppress(MissingSet):  # each set is listed as missing below
         mix = open_mix(data_root, (), RepeatsConfig(), None)
         found = mix.parts
         print(describe_mix(mix))
-    except MissingSet:
-        print(f"{data_root}: holds no video set")
     try:
         images = ImageNet(data_root)
         print(f"imagenet: {len(images):,} images in {len(images.classes):,} classes  {images.root}")
