@@ -389,6 +389,26 @@ def load_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
+    """Loads the weights of each part (encoder, estimator, expander) that a checkpoint has; returns those that it lacks.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; also if a part has another configuration.
+    """
+    state, missing = load_checkpoint(path)["model"], []
+    for name, part in model.named_children():
+        weights = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if not weights:
+            missing.append(name)
+            continue
+        try:
+            part.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ValueError(f"{path}: its {name} has another configuration ({reason})") from error
+    return missing
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
     """The model of a checkpoint, in eval mode.
 

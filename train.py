@@ -2,8 +2,7 @@
 
     python train.py pocket                                             # 2 CPU cores, minutes, embedded data
     torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
-    torchrun --nproc_per_node=8 train.py --video-dir VIDEOS --image-dir IMAGES
-    torchrun --nproc_per_node=8 train.py --data-root DATA              # the paper's data sets, in one folder
+    torchrun --nproc_per_node=8 train.py --data-root DATA              # on the paper's data sets
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
@@ -32,20 +31,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
 
 from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, VideoPairs, make_loader
-from engine import processes
-from engine.checkpoint import (
-    as_json,
-    check_same_run,
-    flatten,
-    newest_checkpoint,
-    read_config,
-    save_checkpoint,
-    write_json,
-)
-from engine.faults import Faults, Report, one_line, run_command
+from engine import checkpoint, processes
+from engine.faults import Faults, Report, run_command
 from engine.log import Log, environment
 from evaluate import flow_errors_on_shapes, flow_figure, shapes_pairs
-from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint
+from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
 
@@ -53,6 +43,8 @@ IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
 Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
 """A batch of two frames, or of two views."""
+Batch = tuple[Pair | None, Pair | None]
+"""Video pairs, and views of images; None for a task that does not learn in a step."""
 
 
 @dataclass(frozen=True)
@@ -155,20 +147,21 @@ def parse(arguments: list[str]) -> Config:
             raise ValueError(
                 f"unknown preset {first!r}: choose {' or '.join(PRESETS)}, a config.json, or begin with a flag"
             )
-        default = PRESETS[first] if first in PRESETS else read_config(Path(first), Config)
+        default = PRESETS[first] if first in PRESETS else checkpoint.read_config(Path(first), Config)
     return tyro.cli(Config, default=default, args=arguments, description=__doc__)
 
 
 def check(config: Config) -> None:
     """Raises ValueError for a configuration that cannot run, before anything is written."""
     world, flow_alone = processes.world_size(), config.strategy in ("frozen", "finetune")
+    images, pairs = (config.task != "mjepa") * config.image_batch, (config.task != "vicreg") * config.video_batch
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
     only_one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
     for wrong, message in (
         (min(config.epochs, config.video_batch) < 1, "--epochs and --video-batch must be at least 1"),
         (config.image_batch < 2, "--image-batch must be at least 2: VICReg's terms are statistics over images"),
-        (config.image_batch % world, f"--image-batch must be a multiple of the {world} processes"),
-        (config.video_batch % world, f"--video-batch must be a multiple of the {world} processes"),
+        (images % world, f"--image-batch {images} must be a multiple of the {world} processes"),
+        (pairs % world, f"--video-batch {pairs} must be a multiple of the {world} processes"),
         (config.sets and (not config.data_root or config.video_dir), "--sets needs --data-root, and no --video-dir"),
         (only_one_task and config.strategy != "combined", f"--strategy {config.strategy} needs another --task"),
         (
@@ -229,15 +222,11 @@ def make_plan(config: Config, videos: "Source | None", images: "Source | None") 
     source = images or videos
     per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
     total = config.epochs * per_epoch
-    return Plan(
-        task=config.task,
-        strategy=config.strategy,
-        per_epoch=per_epoch,
-        last=min(total, config.max_steps or total),
-        flow_start=round(flow_start_epoch(config) * per_epoch),
-        regularisation_warmup=max(round(config.regularisation_warmup_epochs * per_epoch), 1),
-        mask_warmup=max(round(config.mask_warmup_epochs * per_epoch), 1),
-    )
+    flow_start = round(flow_start_epoch(config) * per_epoch)
+    warmups = (config.regularisation_warmup_epochs, config.mask_warmup_epochs)
+    warmup_steps = (max(round(epochs * per_epoch), 1) for epochs in warmups)
+    last = min(total, config.max_steps or total)
+    return Plan(config.task, config.strategy, per_epoch, last, flow_start, *warmup_steps)
 
 
 def learning_rate_factor(config: Config, epoch: float) -> float:
@@ -325,19 +314,6 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     return model, torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
-def load_parts(model: MCJEPA, path: Path) -> None:
-    """`--init`: the weights of each part that the checkpoint has; a part that it lacks starts from random weights."""
-    state = load_checkpoint(path)["model"]
-    for name, part in model.named_children():
-        weights = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        if not weights:
-            processes.print_once(f"{path} has no {name}: it starts from random weights")
-        try:
-            part.load_state_dict(weights or part.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"--init {path}: another configuration of the {name} ({one_line(error)[:200]})") from error
-
-
 class Run(NamedTuple):
     """What a run consists of. `state` is its checkpoint: the `step` to continue from, the `best` validation error, the
     state of its `faults`."""
@@ -357,26 +333,28 @@ def open_run(config: Config) -> Run:
     """Opens the data, builds the model, and loads the checkpoint in --output-dir, or the weights of --init."""
     device, videos, images = processes.own_device(), open_videos(config), open_images(config)
     # With other data the same seed would make another run.
-    settings = as_json(config) | {f"number of {s.kind}": len(s.data) for s in (videos, images) if s}
+    settings = checkpoint.as_json(config) | {f"number of {s.kind}": len(s.data) for s in (videos, images) if s}
     model, optimizer = build(config, device)
     path = config.output_dir / "checkpoint.pt"
-    state, warnings = newest_checkpoint(config.output_dir, load_checkpoint)
+    state, warnings = checkpoint.newest_checkpoint(config.output_dir, load_checkpoint)
     if state:
-        check_same_run(path, state["config"], settings, MAY_DIFFER)
+        checkpoint.check_same_run(path, state["config"], settings, MAY_DIFFER)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for parameter, moments in optimizer.state.items():
             for name in ("exp_avg", "exp_avg_sq"):  # the fused AdamW wants the parameter's strides; a GPU has others
                 moments[name] = torch.empty_like(parameter).copy_(moments[name])
     elif config.init:
-        load_parts(model, config.init)
-    state = {"step": 0, "best": math.inf, "faults": {}} | (state or {}) | {"config": settings}
+        missing = load_parts(model, config.init)
+        warnings = [f"{config.init} has no {part}: it starts from random weights" for part in missing]
     if device.type == "cuda" and processes.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.connect(device)
-    processes.check_same_everywhere(flatten(settings) | {"first step": state["step"]})
-    if warnings and processes.rank() == 0:  # all have read it: aside, so that it never replaces the good one before
+    start = state["step"] if state else 0
+    processes.check_same_everywhere(checkpoint.flatten(settings) | {"first step": start})
+    if state and warnings and processes.rank() == 0:  # every process has read it; it must not replace the good one
         path.rename(path.with_name("damaged-checkpoint.pt"))
+    state = {"step": 0, "best": math.inf, "faults": {}} | (state or {}) | {"config": settings}
     return Run(config, make_plan(config, videos, images), device, videos, images, model, optimizer, state, warnings)
 
 
@@ -394,12 +372,10 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     """The model in DDP, which waits for every gradient that may come, and compiled if wanted."""
     module: nn.Module = model
     if dist.is_initialized():
-        module = DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            find_unused_parameters=config.strategy.startswith("alternate"),
-            gradient_as_bucket_view=True,  # otherwise the gradients are there twice
-        )
+        ids = [device.index] if device.type == "cuda" else None
+        unused = config.strategy.startswith("alternate")
+        # Gradients as views of the buckets: otherwise they are there twice.
+        module = DistributedDataParallel(model, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)
     return torch.compile(module) if config.compile else module
 
 
@@ -407,12 +383,7 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
 
 
 def take_step(
-    run: Run,
-    module: nn.Module,
-    step: int,
-    flow_steps: int,
-    batch: tuple[Pair | None, Pair | None],
-    reports: list[Report],
+    run: Run, module: nn.Module, step: int, flow_steps: int, batch: Batch, reports: list[Report]
 ) -> tuple[dict[str, Float[Tensor, ""]], list[Report]]:
     """Forward, backward, clipping and update, with the schedules of this step.
 
@@ -432,12 +403,8 @@ def take_step(
     bfloat16 = config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # a NaN would stay in a batch norm's averages
     with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
-        losses: Losses = module(
-            video=batch[0],
-            views=batch[1],
-            masks=flow_steps >= plan.mask_warmup,
-            regularisation=min((flow_steps + 1) / plan.regularisation_warmup, 1.0),
-        )
+        masks, share = flow_steps >= plan.mask_warmup, min((flow_steps + 1) / plan.regularisation_warmup, 1.0)
+        losses: Losses = module(video=batch[0], views=batch[1], masks=masks, regularisation=share)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
@@ -492,12 +459,12 @@ def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> No
     """Writes checkpoint.pt: all that `open_run` and `mcjepa.load_model` need."""
     state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "best": best}
     state |= {"config": run.state["config"], "faults": faults.state()}
-    save_checkpoint(run.config.output_dir / "checkpoint.pt", state, improved)
+    checkpoint.save_checkpoint(run.config.output_dir / "checkpoint.pt", state, improved)
 
 
 def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: Faults) -> dict[str, float]:
     """A line of metrics.jsonl; waits for the GPU."""
-    line = {"epoch": step / run.plan.per_epoch, "seconds": time.monotonic()}
+    line = {"epoch": step / run.plan.per_epoch, "time": time.time()}
     line |= {f"learning_rate/{group['name']}": group["lr"] for group in run.optimizer.param_groups}
     line |= {name: value.item() for name, value in numbers.items()}
     line["total"] = sum(value for name, value in line.items() if name.startswith("weighted/"))
@@ -521,8 +488,8 @@ def train(config: Config) -> None:
     pairs = pairs_to_draw(config, run.videos) if main and run.videos else []
     with closing(Log(config.output_dir, start, plan.last, main)) as log, processes.stop_signals() as signals:
         if main:
-            write_json(config.output_dir / "config.json", as_json(config))
-            write_json(config.output_dir / "environment.json", environment(run.device, processes.world_size()))
+            checkpoint.write_json(config.output_dir / "config.json", checkpoint.as_json(config))
+            checkpoint.write_json(config.output_dir / "environment.json", environment(run.device))
         allowed = {source.kind: allowed_bad_files(config, source) for source in sources}
         faults = Faults(log, allowed, run.state["faults"])
         numbers: dict[str, Tensor] = {}

@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from engine.checkpoint import cannot_write, replacing
+from engine.processes import world_size
 
 
 def versions() -> dict[str, str]:
@@ -28,7 +29,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | packages
 
 
-def environment(device: torch.device, processes: int = 1) -> dict:
+def environment(device: torch.device) -> dict:
     """What the numbers of a run may depend on besides its configuration."""
     describe = ["git", "describe", "--always", "--dirty"]
     git = ""
@@ -40,7 +41,7 @@ def environment(device: torch.device, processes: int = 1) -> dict:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "processes": processes,
+        "processes": world_size(),
     } | versions()
 
 
