@@ -512,8 +512,6 @@ def train(config: Config) -> None:
                 line, numbers = summary(run, done, numbers, faults), {}
                 log.write(done, line)
                 log.advance(0, f"loss {line['total']:.3f}")
-                if done >= plan.per_epoch:  # a network that has just begun may have small features
-                    faults.features(done, line)
             epoch_ends = done % plan.per_epoch == 0 or done == plan.last
             stop = [name for kind, name in reports if kind == "signal"]
             error = validate(run, pairs, log, done, epoch) if main and epoch_ends and run.videos else math.inf

@@ -21,19 +21,14 @@ def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
     return OSError(f"{path}: cannot be written ({reason}); make room, or name another folder. What was there is intact")
 
 
-def _flush(path: Path) -> None:
-    """Forces a file to the disk: otherwise its new name could arrive there before its content."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails."""
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
-        _flush(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # otherwise the new name could reach the disk before the content
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:  # it has its remedy already
@@ -51,16 +46,6 @@ def write_json(path: Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _link(path: Path, name: Path) -> None:
-    """Gives a file a second name; it is copied where the file system has no links."""
-    with replacing(name) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-
-
 def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> None:
     """Writes a checkpoint, whole or not at all; the one before stays beside it as checkpoint.1.pt.
 
@@ -72,12 +57,11 @@ def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> No
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch's writer reports a full disk
             raise cannot_write(path) from error
-        _flush(temporary)
-        # Before `path` changes: a run that is killed here takes these steps again and writes the same best.pt.
-        if best:
-            _link(temporary, path.with_name("best.pt"))
+        if best:  # before `path` changes: a run that is killed here takes these steps again and writes the same best.pt
+            with replacing(path.with_name("best.pt")) as copy:
+                shutil.copyfile(temporary, copy)
         if path.exists():
-            _link(path, path.with_suffix(f".1{path.suffix}"))
+            os.replace(path, path.with_suffix(f".1{path.suffix}"))
 
 
 def newest_checkpoint(folder: Path, load: Callable[[Path], dict]) -> tuple[dict | None, list[str]]:

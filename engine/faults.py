@@ -1,7 +1,6 @@
-"""What goes wrong in a run: what it survives is counted and reported once; what ends it is one line.
+"""What goes wrong in a run. What it survives is counted and reported once; what ends it is one line with the remedy.
 
-Bad files are skipped, up to a share of them; steps with numbers that are not finite are skipped, up to ten in a row;
-features that collapse are reported. A user's mistake, a full disk and a full memory end in one line with the remedy.
+A run survives some bad files, and steps with numbers that are not finite, up to ten in a row.
 """
 
 import os
@@ -14,8 +13,6 @@ from engine.log import Log
 
 BAD_STEPS_IN_A_ROW = 10
 """So many steps in a row whose loss or gradient is not finite end a run."""
-COLLAPSED = 0.01
-"""Features or embeddings whose standard deviation falls below this are reported."""
 MACHINE_FAULTS = {
     "out of memory|can't allocate memory": "out of memory: make the batches smaller (--image-batch, --video-batch), or "
     "the images (evaluate.py flow --resize 0.5)",
@@ -43,18 +40,13 @@ class Faults:
         self.log, self.allowed = log, allowed
         self.bad_files: dict[str, list[str]] = state.get("bad_files", {})
         self.skipped, self.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
-        self.collapsed: list[str] = state.get("collapsed", [])
 
     def state(self) -> dict:
         """For the checkpoint, so that a run that continues reports nothing twice."""
-        return {name: getattr(self, name) for name in ("bad_files", "skipped", "in_a_row", "collapsed")}
+        return {name: getattr(self, name) for name in ("bad_files", "skipped", "in_a_row")}
 
     def step(self, done: int, reports: list[Report]) -> None:
-        """Takes the reports of all processes in a step.
-
-        Raises:
-            ValueError: too many bad files, or too many bad steps in a row.
-        """
+        """Takes the reports of all processes in a step; ValueError if bad files or bad steps become too many."""
         for kind, allowed in self.allowed.items():
             known = self.bad_files.setdefault(kind, [])
             for fault in (text for of, text in reports if of == kind and text not in known):
@@ -78,22 +70,9 @@ class Faults:
                 "last checkpoint is good"
             )
 
-    def features(self, done: int, numbers: dict[str, float]) -> None:
-        """Warns of features that collapse, by the standard deviations that a step has measured."""
-        for name, value in numbers.items():
-            watched = name.startswith("deviation/") and name != "deviation/pooled"  # VICReg leaves its scale free
-            if watched and value < COLLAPSED and name not in self.collapsed:
-                self.collapsed.append(name)
-                self.log.say(
-                    f"warning: step {done}: features collapse, {name} is {value:.2g}; raise loss.variance or, for the "
-                    "embedding, loss.vicreg-variance"
-                )
-
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; that of a loader's process without its traceback."""
-    if isinstance(error, (NotADirectoryError, FileExistsError)) and error.filename:
-        return f"{error.filename}: a file is in the way of this folder; name another"
     text = str(error).strip()
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])

@@ -28,11 +28,7 @@ def print_once(line: str) -> None:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, or the CPU of a machine without one.
-
-    Raises:
-        ValueError: there are more processes than GPUs.
-    """
+    """The GPU of this process, or the CPU of a machine without one; ValueError if there are too few GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
@@ -58,10 +54,7 @@ def connect(device: torch.device) -> None:
 
 
 def from_all(own: list) -> list:
-    """The entries of all processes' lists, without repeats, in the same order everywhere.
-
-    While all lists are empty this costs a single number.
-    """
+    """The entries of all processes' lists, without repeats. While all are empty this costs a single number."""
     if not dist.is_initialized():
         return own
     count = torch.tensor(len(own), device="cuda" if dist.get_backend() == "nccl" else "cpu")
