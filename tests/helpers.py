@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import re
+import signal
 import struct
 from contextlib import contextmanager
 from itertools import product
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 # ------------------------------------------------------------------------------- numbers, for the tests of the method
 
@@ -506,3 +508,28 @@ def write_davis_lists(home, folder, files, **lists):
             row = f"/JPEGImages/{folder}/{{0}}/{{1:05d}}.jpg /Annotations/{folder}/{{0}}/{{1:05d}}.png"
             lines = [row.format(name, i) for name in names for i in range(3)]
         (home / "ImageSets" / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------------- several processes
+
+
+def torchrun(processes, function, *arguments, restarts=0):
+    """Runs a function in processes that torchrun's agent starts. They are forked from this one, which saves the import
+    of torch. Raises ChildFailedError if one fails.
+    """
+
+    def on_one_thread():
+        torch.set_num_threads(1)  # the threads of this process, and OpenCV's, do not exist in a fork
+        cv2.setNumThreads(0)
+        function(*arguments)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    config = LaunchConfig(
+        1, 1, processes, max_restarts=restarts, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="tests",
+        start_method="fork", monitor_interval=0.05,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, on_one_thread)()
+    finally:
+        for number, handler in handlers.items():  # the agent has set its own
+            signal.signal(number, handler)
