@@ -510,7 +510,7 @@ def write_davis_lists(home, folder, files, **lists):
         (home / "ImageSets" / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
 
 
-# ----------------------------------------------------------------------------------------------------- several processes
+# ---------------------------------------------------------------------------------------------------- several processes
 
 
 def torchrun(processes, function, *arguments, restarts=0):
