@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,31 +9,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from flow import warp
 from losses import reconstruction_loss, smoothness_loss, ssim_distance
-from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, load_model, standard_deviations
+from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, standard_deviations
 from tests.helpers import close, normal, uniform
 
-SMALL = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(32, 32, 32))
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
 CONTENT_TERMS = ["vicreg_invariance", "vicreg_variance", "vicreg_covariance"]
 
 
-def small_model(task="mcjepa", config=SMALL, **loss) -> MCJEPA:
+def small_model(task="mcjepa", encoder="pwc", **loss) -> MCJEPA:
     torch.manual_seed(0)
+    config = ModelConfig(encoder=encoder, estimator_factor=0.125, expander=(32, 32, 32))
     return MCJEPA(config, LossConfig(**loss), task).double()
 
 
 def pairs(b=2, h=64, w=64, seed=1):
     return tuple(F.interpolate(x, (h, w), mode="bicubic").clamp(0, 1) for x in uniform(seed, 2, b, 3, h // 8, w // 8))
-
-
-def has_finite_gradients(model):
-    return all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ Eq. 7 and its terms
@@ -89,14 +82,11 @@ def test_coarse_levels_are_eqs_3_and_4_on_shrunk_images_each_with_half_the_weigh
     close(model._coarse_image_losses(images, flows, visible), expected)
 
 
-@settings(max_examples=5)
-@given(st.permutations(range(3)))
-def test_the_order_of_the_pairs_and_of_the_two_frames_does_not_matter(order):
+def test_the_order_of_the_pairs_and_of_the_two_frames_does_not_matter():
     model, (x, y) = small_model(), pairs(3)
-    expected = model(video=(x, y))
-    for shuffled in (model(video=(x[order], y[order])), model(video=(y, x))):
-        for name in FLOW_TERMS:
-            torch.testing.assert_close(shuffled.unweighted[name], expected.unweighted[name])
+    expected = model(video=(x, y)).unweighted
+    for video in ((x[[2, 0, 1]], y[[2, 0, 1]]), (y, x)):
+        torch.testing.assert_close(model(video=video).unweighted, expected)
 
 
 def test_the_flow_terms_of_a_batch_are_the_mean_over_its_pairs_however_much_of_each_is_visible():
@@ -117,19 +107,18 @@ def test_the_flow_terms_of_a_batch_are_the_mean_over_its_pairs_however_much_of_e
 def test_a_pair_of_which_little_is_visible_counts_unmasked():
     flow = torch.zeros(4, 2, 16, 16, dtype=torch.float64)
     flow[[0, 2]] = 5.0  # both directions of the first pair have the same large motion: nothing is consistent
-    visible, share = small_model()._visible(flow, masks=True)
-    assert share < 0.9 and (visible == 1).all()
+    assert (small_model()._visible(flow, masks=True)[0] == 1).all()
     assert small_model(least_visible=0.0)._visible(flow, masks=True)[0][[0, 2]].mean() < 0.2
 
 
 @pytest.mark.parametrize("occlusion", ["forward_backward", "range_map"])
 def test_masks_leave_out_occluded_pixels_except_in_the_warm_up(occlusion):
-    flow = torch.zeros(2, 2, 32, 32, dtype=torch.float64)
+    model, flow = small_model(occlusion=occlusion), torch.zeros(2, 2, 32, 32, dtype=torch.float64)
     flow[0, 0], flow[1, 0] = 8.0, -8.0  # a quarter of each frame leaves the other
-    visible, share = small_model(occlusion=occlusion)._visible(flow, masks=True)
+    visible, share = model._visible(flow, masks=True)
     assert visible[0, 0, :, :24].all() and not visible[0, 0, :, 25:].any()
     assert visible[1, 0, :, 8:].all() and not visible[1, 0, :, :7].any()
-    unmasked, same_share = small_model(occlusion=occlusion)._visible(flow, masks=False)
+    unmasked, same_share = model._visible(flow, masks=False)
     assert (unmasked == 1).all() and share == same_share == visible.mean()
 
 
@@ -145,25 +134,25 @@ def test_standard_deviations_are_over_the_positions_and_averaged_over_the_channe
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny", "resnet50"])
 def test_every_parameter_gets_a_finite_gradient_from_a_step_of_both_tasks_with_every_encoder(encoder, bfloat16):
-    model = small_model(config=ModelConfig(encoder=encoder, estimator_factor=0.25, expander=(32, 32, 32))).float()
+    model = small_model(encoder=encoder).float()
     video, views = (tuple(x.float() for x in batch) for batch in (pairs(1, 64, 96), pairs(4)))
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         losses = model(video=video, views=views)
     losses.total.backward()
-    assert losses.total.dtype == torch.float32 and has_finite_gradients(model)
+    assert losses.total.dtype == torch.float32 and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_identical_constant_frames_give_finite_losses_and_gradients():
     model, grey = small_model(), torch.full((2, 3, 64, 64), 0.5, dtype=torch.float64)
     losses = model(video=(grey, grey), views=(grey, grey))
     losses.total.backward()
-    assert losses.total.isfinite() and has_finite_gradients(model)
+    assert losses.total.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_channels_last_changes_neither_losses_nor_gradients():
-    config, results = ModelConfig(encoder="convnext_tiny", estimator_factor=0.125, expander=(8, 8, 8)), []
+    results = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        model = small_model(config=config).to(memory_format=layout)
+        model = small_model(encoder="convnext_tiny").to(memory_format=layout)
         losses = model(video=pairs(1), views=pairs(4, 32, 32))
         losses.total.backward()
         results.append([losses.total.detach(), *(p.grad for p in model.parameters())])
@@ -174,7 +163,7 @@ def model_and_batches(flow):
     """Flows so short that masks leave out a part; every sample has its own contrast, so that the processes differ."""
     model = small_model(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0, coarse_levels=0.5)
     for level in model.estimator.levels:
-        torch.nn.init.normal_(level.last.weight, std=0.0012)
+        torch.nn.init.normal_(level.last.weight, std=0.005)
     model.estimator.requires_grad_(flow)
     batches = {}
     for name, n, side in [("views", 8, 32), ("video", 4, 64)][: 1 + flow]:
@@ -195,7 +184,7 @@ def save_gradients_of_one_process(rank, world, file, flow):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("flow", [False, True], ids=["before the flow starts", "after the flow has started"])
+@pytest.mark.parametrize("flow", [False, True])
 def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow, tmp_path):
     mp.spawn(save_gradients_of_one_process, args=(2, str(tmp_path / "meeting"), flow), nprocs=2)
     gradients, monitor = torch.load(tmp_path / "meeting.pt", weights_only=True)
@@ -214,37 +203,28 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow,
             torch.testing.assert_close(monitor[name], value, rtol=1e-9, atol=0, msg=name)
 
 
-COMPILE = """
-import sys, torch
-from mcjepa import MCJEPA, ModelConfig
-
-encoder, *weights = sys.argv[1:]
-torch.manual_seed(0)
-model = MCJEPA(ModelConfig(encoder=encoder, estimator_factor=0.125, expander=(8, 8, 8))).double()
-video, views = (torch.rand(2, n, 3, size, size, dtype=torch.float64) for n, size in ((1, 64), (4, 32)))
-compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-for weight in map(float, weights):
-    gradients = []
-    for run in (model, compiled):
-        model.zero_grad()
-        run(video=(*video,), views=(*views,), masks=weight == 1, regularisation=weight).total.backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * float(a.abs().max()) + 1e-12)
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == min(len(weights), 3), torch._dynamo.utils.counters
-"""
+def compare_compiled_gradients(encoder, weights):
+    """In the warm-up of Eq. 6, whose weight grows, no step after the second compiles again until the masks come in."""
+    model, video, views = small_model(encoder=encoder), pairs(1), pairs(4, 32, 32)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for weight in weights:
+        gradients = []
+        for run in (model, compiled):
+            model.zero_grad()
+            run(video, views, masks=weight == 1, regularisation=weight).total.backward()
+            gradients.append([p.grad for p in model.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * float(a.abs().max()) + 1e-12)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == min(len(weights), 3)
 
 
-@pytest.mark.parametrize(
-    "encoder, weights", [("pwc", (0.25, 0.5, 0.75, 1)), ("convnext_tiny", (1,)), ("resnet50", (1,))]
-)
-def test_the_forward_compiles_into_one_graph_with_the_same_gradients(encoder, weights):
-    """In the warm-up of Eq. 6, whose weight grows, no step after the second compiles anew, until the masks come in.
-
-    In a process of its own, without the checks of the annotations, which no compiler can follow.
-    """
-    command = [sys.executable, "-c", COMPILE, encoder, *map(str, weights)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny", "resnet50"])
+def test_the_forward_compiles_into_one_graph_with_the_same_gradients(encoder):
+    # In a process of its own, without the checks of the annotations, which no compiler can follow.
+    weights = [0.25, 0.5, 0.75, 1.0] if encoder == "pwc" else [1.0]
+    program = f"from tests.test_mcjepa import *; compare_compiled_gradients({encoder!r}, {weights})"
+    command, root = [sys.executable, "-c", program], Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -260,8 +240,6 @@ def test_estimate_flow_takes_images_of_any_size_and_each_pair_by_itself(size):
 
 
 def test_wrong_calls_are_reported_in_one_line():
-    with pytest.raises(Exception, match="views"):
-        small_model()(views=(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)))
     # With the checks of the annotations the error names the argument; without them, as for users, it is a ValueError.
     with pytest.raises(Exception, match="one size|image_2"):
         small_model().estimate_flow(uniform(0, 1, 3, 8, 8), uniform(0, 1, 3, 8, 9))
@@ -269,16 +247,6 @@ def test_wrong_calls_are_reported_in_one_line():
         small_model("vicreg").estimate_flow(*pairs())
     with pytest.raises(ValueError, match="loss.variance: 6 levels"):
         small_model(variance=(1.0, 1.0))
-
-
-@pytest.mark.parametrize("task", ["mcjepa", "mjepa", "vicreg"])
-def test_a_model_is_restored_from_its_checkpoint(task, tmp_path):
-    model = small_model(task).float().eval()
-    settings = {"task": task, "model": asdict(SMALL) | {"expander": [32, 32, 32]}, "loss": asdict(LossConfig())}
-    torch.save({"model": model.state_dict(), "config": settings, "step": 3}, tmp_path / "checkpoint.pt")
-    restored, image = load_model(tmp_path / "checkpoint.pt"), uniform(0, 1, 3, 64, 64).float()
-    assert (restored.estimator is None, restored.expander is None) == (task == "vicreg", task == "mjepa")
-    assert not restored.training and torch.equal(restored.encode(image)[0], model.encode(image)[0])
 
 
 class RunsCode:
@@ -290,12 +258,12 @@ def test_a_missing_damaged_or_foreign_checkpoint_and_one_that_would_run_code_giv
     for name, content in {"foreign": {"weights": 1}, "code": {"model": RunsCode(), "config": {}, "step": 0}}.items():
         torch.save(content, tmp_path / f"{name}.pt")
     torch.save(small_model().state_dict(), tmp_path / "whole.pt")
-    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:1000])
-    damaged = bytearray((tmp_path / "whole.pt").read_bytes())
-    damaged[len(damaged) // 2] ^= 1  # one bit: only the checksums show it
-    (tmp_path / "bit.pt").write_bytes(damaged)
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    for name in ("text", "cut", "bit", "code", "foreign"):
+    whole = (tmp_path / "whole.pt").read_bytes()
+    middle = len(whole) // 2
+    one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]  # only the checksums show it
+    for name, content in {"cut": whole[:1000], "bit": one_bit, "text": b"not a checkpoint"}.items():
+        (tmp_path / f"{name}.pt").write_bytes(content)
+    for name in ("foreign", "code", "cut", "bit", "text"):
         with pytest.raises(ValueError, match=rf"^\S*{name}.pt: not a checkpoint.*$"):
             load_checkpoint(tmp_path / f"{name}.pt")
     with pytest.raises(FileNotFoundError, match="none.pt: no such checkpoint"):
