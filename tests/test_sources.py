@@ -1,0 +1,1358 @@
+"""Tests of sources/. Each is named after the claim that it checks.
+
+No data set is needed: each is written small, in the folders and under the names of its archives.
+"""
+
+import json
+import random
+import struct
+import tracemalloc
+import zlib
+from collections import Counter
+from itertools import islice, pairwise, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    FLOW_SETS,
+    FLOW_WRITERS,
+    LABEL_IMAGES,
+    LABEL_NUMBERS,
+    bands,
+    block,
+    cut_short,
+    expand,
+    label_places,
+    raises_one_line,
+    random_flow,
+    random_ids,
+    seeds,
+    write_benchmark,
+    write_davis,
+    write_davis_lists,
+    write_flow_file,
+    write_frames,
+    write_ids,
+    write_image,
+    write_images,
+    write_label_set,
+    write_mac_leftovers,
+    write_sequence,
+    write_testing_split,
+    write_video,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.datasets import _optical_flow, utils
+
+import sources.moving_shapes
+import sources.training_sets
+from data import VOID, FlowAugmentation, FramePairs, MissingSet, ShardedStream, Stream, load_image, make_loader
+from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, submission_name, write_flow
+from sources.label_sets import LABEL_SETS, LabelAugmentation, find_labels, find_masked_videos
+from sources.moving_shapes import SHAPE_CLASSES, MovingShapes, ShapeImages, ShapeLabels, ShapePairs
+from sources.training_sets import VIDEO_SETS, ImageNet, Mix, RepeatsConfig, describe_mix, find_video_set, open_mix
+
+# ------------------------------------------------------------------------------------------------------ moving shapes
+
+
+def sample(image, x, y):
+    """Bilinear values of a float (c, h, w) array at the points x, y inside of it, by plain NumPy."""
+    h, w = image.shape[-2:]
+    x0, y0 = np.clip(np.floor(x).astype(int), 0, w - 2), np.clip(np.floor(y).astype(int), 0, h - 2)
+    fx, fy = x - x0, y - y0
+    top = image[:, y0, x0] * (1 - fx) + image[:, y0, x0 + 1] * fx
+    bottom = image[:, y0 + 1, x0] * (1 - fx) + image[:, y0 + 1, x0 + 1] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+def directions(item, t=0):
+    """Both directions of one step as (source frame, target frame, flow, visible) in NumPy float64."""
+    for s, e, name in ((t, t + 1, "forward"), (t + 1, t, "backward")):
+        yield s, e, item[f"flow_{name}"][t].double().numpy(), item[f"visible_{name}"][t, 0].numpy()
+
+
+def ends(flow):
+    """Where each pixel goes: x and y, (h, w) each."""
+    y, x = np.mgrid[: flow.shape[1], : flow.shape[2]]
+    return x + flow[0], y + flow[1]
+
+
+sizes = st.tuples(st.integers(33, 100), st.integers(33, 100))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, size=sizes, frames=st.integers(1, 4))
+def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
+    item = MovingShapes(length=1, size=size, frames=frames, seed=seed)[0]
+    kinds = {"images": ((frames, 3), torch.float32)}
+    kinds |= {f"flow_{way}": ((frames - 1, 2), torch.float32) for way in ("forward", "backward")}
+    kinds |= {f"visible_{way}": ((frames - 1, 1), torch.bool) for way in ("forward", "backward")}
+    kinds |= dict.fromkeys(("instances", "classes"), ((frames,), torch.int64))
+    assert {name: (value.shape, value.dtype) for name, value in item.items()} == {
+        name: ((*shape, *size), dtype) for name, (shape, dtype) in kinds.items()
+    }
+    assert item["images"].min() >= 0 and item["images"].max() <= 1
+    assert item["flow_forward"].isfinite().all() and item["flow_backward"].isfinite().all()
+    assert item["classes"].max() < len(SHAPE_CLASSES)
+    assert torch.equal(item["instances"] == 0, item["classes"] == 0)
+
+
+def test_with_looks_by_class_each_class_has_one_look_and_nothing_else_changes():
+    means = {}
+    for index in range(40):
+        alike = MovingShapes(brightness=0.0, looks_by_class=True, max_shapes=8)[index]
+        plain = MovingShapes(brightness=0.0, max_shapes=8)[index]
+        assert all(torch.equal(alike[name], plain[name]) for name in ("classes", "flow_forward"))
+        assert not torch.equal(alike["images"], plain["images"])
+        for label in alike["classes"][0].unique().tolist():
+            mask = alike["classes"][0] == label
+            if mask.sum() > 1500:
+                means.setdefault(label, []).append(alike["images"][0][:, mask].mean(dim=1))
+    deviation = torch.stack([torch.stack(each).std(dim=0).max() for each in means.values() if len(each) > 1]).mean()
+    centres = torch.stack([torch.stack(each).mean(dim=0) for each in means.values()])
+    assert len(means) == 9 and deviation < 0.06 and torch.pdist(centres).min() > deviation
+
+
+def test_warping_the_other_frame_by_the_flow_restores_the_frame_where_visible():
+    shapes, still, warped = MovingShapes(frames=3, brightness=0.0), [], []
+    for index in range(30):
+        item = shapes[index]
+        images = item["images"].double().numpy()
+        for source, target, flow, visible in (each for t in range(2) for each in directions(item, t)):
+            warped.append(np.abs(images[source] - sample(images[target], *ends(flow)))[:, visible].mean())
+            still.append(np.abs(images[source] - images[target])[:, visible].mean())
+    assert np.mean(warped) < 0.015  # two bilinear samplings of fine texture, and soft edges
+    assert np.mean(warped) < 0.25 * np.mean(still)
+
+
+def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
+    """On smooth waves, the shift that would explain what is left after warping by the flow."""
+    y, x = np.mgrid[:256, :256] * 2 * np.pi / 64
+    waves = np.stack((np.sin(x), np.sin(y), np.sin(x + y)), axis=2) * 60 + 128
+    monkeypatch.setattr(sources.moving_shapes, "_textures", lambda: [waves.astype(np.uint8)])
+    errors, square = [], np.ones((3, 3))
+    for index in range(30):
+        item = MovingShapes(brightness=0.0)[index]
+        image, other = item["images"].double().numpy()
+        flow, visible = item["flow_forward"][0].double().numpy(), item["visible_forward"][0, 0].numpy()
+        rims = [cv2.dilate(i, square) > cv2.erode(i, square) for i in item["instances"].byte().numpy()]
+        inner = visible & ~rims[0] & (sample(rims[1][None].astype(float), *ends(flow))[0] == 0)
+        residual = (image - sample(other, *ends(flow)))[:, inner].ravel()
+        slopes = np.stack([np.gradient(image, axis=a)[:, inner].ravel() for a in (2, 1)], axis=1)
+        errors.append(np.linalg.lstsq(slopes, residual, rcond=None)[0])
+    assert np.abs(errors).max() < 0.02
+
+
+def test_forward_then_backward_flow_returns_to_the_start_on_visible_interior_pixels():
+    for index in range(30):
+        item = MovingShapes()[index]
+        (_, _, flow, visible), (_, _, reverse, _) = directions(item)
+        instances, target = (i.numpy() for i in item["instances"])
+        x, y = ends(flow)
+        x0, y0 = np.clip(np.floor(x).astype(int), 0, 126), np.clip(np.floor(y).astype(int), 0, 126)
+        interior = visible.copy()
+        for dy, dx in product((0, 1), repeat=2):  # all four pixels that the sampling reads
+            interior &= target[y0 + dy, x0 + dx] == instances
+        assert interior.mean() > 0.4
+        assert np.abs(flow + sample(reverse, x, y))[:, interior].max() < 1e-3
+
+
+def test_visible_pixels_meet_their_own_instance_hidden_ones_another_and_those_that_leave_are_hidden():
+    agree, differ, left = [], [], 0
+    for index in range(100):
+        item = MovingShapes()[index]
+        for source, target, flow, visible in directions(item):
+            x, y = ends(flow)
+            rounding = 1e-4  # the data set adds in float32
+            outside = (x < -rounding) | (y < -rounding) | (x > 127 + rounding) | (y > 127 + rounding)
+            left += outside.sum()
+            assert not visible[outside].any()
+            x, y = np.round(x).astype(int), np.round(y).astype(int)
+            met = item["instances"][target].numpy()[y.clip(0, 127), x.clip(0, 127)]
+            same = met == item["instances"][source].numpy()
+            agree.append(same[visible])
+            differ.append(~same[(x > 0) & (y > 0) & (x < 127) & (y < 127) & ~visible])  # rims round to either side
+    assert left > 1000
+    assert np.concatenate(agree).mean() > 0.99 and np.concatenate(differ).mean() > 0.95
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, index=st.integers(0, 9_999), size=sizes)
+def test_an_item_depends_on_seed_and_index_alone(seed, index, size):
+    first = MovingShapes(seed=seed, size=size)[index]
+    np.random.rand(3), torch.rand(3)
+    again = MovingShapes(seed=seed, size=size)[index]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_other_seeds_and_other_indices_give_other_scenes_up_to_the_length():
+    items = [MovingShapes(seed=s)[i]["images"] for s in range(3) for i in range(3)]
+    assert all((a - b).abs().mean() > 0.01 for i, a in enumerate(items) for b in items[:i])
+    assert len(list(MovingShapes(length=2, size=(32, 32)))) == 2
+
+
+def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_five_pixels():
+    lengths = torch.stack([MovingShapes()[i]["flow_forward"][0].norm(dim=0) for i in range(250)])
+    assert 3 < lengths.mean() < 5
+    assert (lengths < 1).float().mean() > 0.05 and (lengths > 10).float().mean() > 0.01
+    assert lengths.max() < 1.5 * 0.08 * 128  # shift, and at most 0.2 of the bound each from turning and growing
+    assert MovingShapes(max_motion=0.0)[3]["flow_forward"].abs().max() < 1e-3
+    small = torch.stack([MovingShapes(max_motion=0.01)[i]["flow_forward"] for i in range(20)])
+    assert small.norm(dim=2).max() < 1.5 * 1.28
+
+
+def test_motion_is_smooth_over_frames():
+    for index in range(20):
+        item = MovingShapes(frames=5)[index]
+        flow = item["flow_forward"][:, :, (item["instances"] == 0).all(dim=0)]
+        change = (flow[1:] - flow[:-1]).norm(dim=1)
+        assert (change <= 0.15 * flow[:-1].norm(dim=1) + 0.15).all()
+
+
+def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at_most():
+    plain, changing = MovingShapes(max_motion=0.0, brightness=0.0), MovingShapes(max_motion=0.0)
+    ratios = [(changing[i]["images"][0].mean() / plain[i]["images"][0].mean()).item() for i in range(150)]
+    assert 0.22 < np.mean([abs(r - 1) > 1e-6 for r in ratios]) < 0.45
+    assert min(ratios) > 0.8 and max(ratios) < 1.2
+    first, second = plain[0]["images"]
+    assert (first - second).abs().max() < 1.01 / 255
+
+
+def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
+    black_and_white = np.zeros((2, 3, 4))
+    black_and_white[1, :, 3] = 255
+    monkeypatch.setattr(sources.moving_shapes, "_random_colors", lambda rng, count: black_and_white)
+    for index in range(20):
+        item = MovingShapes(max_shapes=1, brightness=0.0)[index]
+        white, owned = item["images"].mean(dim=1), item["instances"] == 1
+        assert owned[white > 0.51].all() and not owned[white < 0.49].any()
+        assert ((white > 0.01) & (white < 0.99)).float().mean() < 0.1  # edges are soft, and narrow
+
+
+def test_every_class_occurs_and_shapes_cover_a_fair_share():
+    classes = torch.stack([MovingShapes()[i]["classes"][0] for i in range(100)])
+    assert classes.unique().tolist() == list(range(len(SHAPE_CLASSES)))
+    assert 0.15 < (classes > 0).float().mean() < 0.5
+
+
+def test_scenes_have_the_spectrum_of_natural_images():
+    """The same fit gives -2.1 for Middlebury's frames, -3.0 at half their size, and -2.4 for DAVIS at 240 lines."""
+    power = 0
+    for i in range(50):
+        grey = ShapeImages()[i].double().mean(dim=0).numpy()
+        power = power + np.abs(np.fft.fft2((grey - grey.mean()) * np.outer(np.hanning(128), np.hanning(128)))) ** 2
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128)))
+    band = (frequency > 2 / 128) & (frequency < 0.4)
+    assert -3.2 < np.polyfit(np.log(frequency[band]), np.log(power[band]), 1)[0] < -2.2
+
+
+def test_pairs_images_and_labels_show_the_frames_of_the_items():
+    frames, pair = MovingShapes(seed=3)[7]["images"], ShapePairs(seed=3)[7]
+    assert all(image.dtype == torch.uint8 for image in pair)
+    assert torch.equal(torch.stack(pair).float() / 255, frames)
+    assert torch.equal(ShapeImages(seed=3)[7], pair[0])
+    labelled, shapes = ShapeLabels(4, (40, 56), seed=3), MovingShapes(4, (40, 56), 2, 3, 8, looks_by_class=True)
+    for (image, labels), item in zip(labelled, shapes, strict=True):
+        assert torch.equal(image.float() / 255, item["images"][0]) and image.dtype == torch.uint8
+        assert torch.equal(labels, item["classes"][0]) and labels.dtype == torch.int64
+    assert len(labelled.classes) == len(labelled.colours) == 9
+
+
+# ------------------------------------------------------------------------------------------------ data sets of video
+
+
+def run(pattern, numbers):
+    return [pattern.format(i) for i in numbers]
+
+
+DRIVE = "2011_09_26/2011_09_26_drive_0001_sync"
+
+
+def kitti_clips(images):
+    scenes = expand(f"{{training,testing}}/{images}/00000{{0,1}}_")
+    return [run(scene + "{:02d}.png", numbers) for scene in scenes for numbers in (range(9), range(13, 21))]
+
+
+CLIPS = {
+    "kitti_raw": [
+        run(f"{DRIVE}/image_02/data/{{:010d}}.png", range(4)),
+        run("2011_10_03/2011_10_03_drive_0027_sync/image_02/data/{:010d}.png", range(3)),
+    ],
+    "kitti2012": kitti_clips("colored_0"),
+    "kitti2015": kitti_clips("image_2"),
+    "sintel_clean": [
+        expand("training/clean/alley_1/frame_000{1,2,3}.png"),
+        expand("training/clean/bamboo_2/frame_000{1,2}.png"),
+        expand("test/clean/market_1/frame_000{1,2,3}.png"),
+    ],
+    "sintel_final": [expand(f"{part}/final/alley_1/frame_000{{1,2,3}}.png") for part in ("training", "test")],
+    "sintel_raw": [expand("scene_1/frame_000{1,2,3,4}.png"), expand("scene_2/frame_000{5,6,7}.png")],
+    "chairs": [expand(f"data/0000{pair}_img{{1,2}}.ppm") for pair in range(1, 4)],
+    "things_clean": [
+        expand(clip + "/000{6,7,8}.png") for clip in expand("frames_cleanpass/TRAIN/{A/0000,C/0001}/{left,right}")
+    ],
+    "things_final": [
+        expand(clip + "/000{6,7,8}.png") for clip in expand("frames_finalpass/TRAIN/{A/0000,C/0001}/{left,right}")
+    ],
+    "hd1k": [expand(f"hd1k_input/image_2/00000{i}_00{{10,11,12}}.png") for i in range(2)],
+}
+"""The clips that each set must give, as they lie in its archives."""
+
+BESIDE = {
+    "kitti_raw": expand(f"{DRIVE}/{{image_03/data/0000000000.png,image_02/timestamps.txt}}"),
+    "kitti2012": expand("{training,testing}/colored_0/00000{0,1}_{09,10,11,12}.png")
+    + expand("training/{colored_1,flow_occ}/000000_10.png"),
+    "kitti2015": expand("{training,testing}/image_2/00000{0,1}_{09,10,11,12}.png")
+    + expand("training/{image_3,flow_occ}/000000_10.png"),
+    "sintel_clean": expand("training/{final/alley_1/frame_0001.png,flow/alley_1/frame_0001.flo}"),
+    "sintel_final": expand("training/{clean,occlusions}/alley_1/frame_0001.png"),
+    "sintel_raw": ["scene_1/notes.txt"],
+    "chairs": expand("{data/00001_flow.flo,data/00002_flow.png,FlyingChairs_train_val.txt}"),
+    "things_clean": expand("frames_cleanpass/{TEST/A/0000/left/0006.png,TRAIN/A/0000/left/Thumbs.db}"),
+    "things_final": ["frames_finalpass/TEST/A/0000/left/0006.png"],
+    "hd1k": expand("{hd1k_flow_gt/flow_occ/000000,hd1k_challenge/image_2/000036}_0010.png"),
+}
+"""Files of the same archives that belong to no clip: frames of other cameras and splits, truth, lists."""
+
+
+def write_video_set(name, folder):
+    write_images(folder, [frame for clip in CLIPS[name] for frame in clip])
+    return folder
+
+
+def clips_of(found):
+    return sorted([str(frame.relative_to(found.path)) for frame in clip.frames] for clip in found.clips)
+
+
+def write_drive(root, names, **options):
+    """Frames of one drive of KITTI raw; returns their folder."""
+    return write_images(root / DRIVE / "image_02" / "data", names, **options).parent
+
+
+def test_every_set_has_a_layout_here_and_repeats():
+    assert VIDEO_SETS.keys() == CLIPS.keys() == BESIDE.keys() == vars(RepeatsConfig()).keys()
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_each_video_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_other(name, tmp_path):
+    own = write_video_set(name, tmp_path / "root" / name)
+    assert [other for other in VIDEO_SETS if find_video_set(other, own.parent)] == [name]
+    write_images(own, BESIDE[name])
+    write_mac_leftovers(tmp_path / "root")
+    for root in (own, own.parent):
+        found = find_video_set(name, root)
+        assert found.path == own and found.notes == [] and clips_of(found) == sorted(CLIPS[name])
+    pairs = FramePairs(found.clips)
+    assert len(pairs) == sum(len(clip) - 1 for clip in CLIPS[name]) and pairs[len(pairs) - 1][1].shape == (3, 8, 12)
+    assert find_video_set(name, tmp_path) is None  # two folders deep
+
+
+@pytest.mark.parametrize("name, images", [("kitti2012", "colored_0"), ("kitti2015", "image_2")])
+def test_kitti_with_frames_10_and_11_alone_is_not_its_multiview_extension(name, images, tmp_path):
+    write_images(tmp_path / "a_plain", expand(f"{{training,testing}}/{images}/000000_{{10,11}}.png"))
+    assert find_video_set(name, tmp_path) is None
+    write_video_set(name, tmp_path / "multiview")
+    assert find_video_set(name, tmp_path).path == tmp_path / "multiview"
+
+
+def test_a_video_set_in_several_folders_is_an_error_that_names_them(tmp_path):
+    homes = [write_video_set("chairs", tmp_path / name) for name in ("FlyingChairs", "copy")]
+    with raises_one_line(ValueError, *homes, "chairs"):
+        find_video_set("chairs", tmp_path)
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.sets(st.integers(0, 25), min_size=2), digits=st.sampled_from((1, 4)))
+def test_clips_are_runs_of_numbers_without_a_gap_and_a_note_names_the_files_around_each_gap(numbers, digits):
+    names = {number: f"{number:0{digits}d}.png" for number in numbers}
+    runs = [[min(numbers)]]
+    for number in sorted(numbers)[1:]:
+        runs[-1].append(number) if number == runs[-1][-1] + 1 else runs.append([number])
+    assume(any(len(numbers) > 1 for numbers in runs))
+    with TemporaryDirectory() as root:
+        folder = write_drive(Path(root), names.values())
+        found = find_video_set("kitti_raw", Path(root))
+    clips = [[frame.name for frame in clip.frames] for clip in found.clips]
+    assert clips == [[names[n] for n in numbers] for numbers in runs if len(numbers) > 1]
+    for note, (before, after) in zip(found.notes, pairwise(runs), strict=True):
+        assert (
+            note.startswith(f"{folder / names[before[-1]]}: ") and f" {names[after[0]]};" in note and "\n" not in note
+        )
+
+
+@pytest.mark.parametrize(
+    "names, named, words",
+    [
+        (["0001.png", "0002.png", "mean.png"], "mean.png", "does not end in the number"),
+        (["a_1.png", "a_2.png", "b_3.png"], "b_3.png", "the only frame"),
+        (["0001.png", "0003.png"], "", "no two frames of KITTI raw are consecutive"),
+    ],
+)
+def test_frames_without_a_number_alone_or_without_a_neighbour_are_reported_by_their_path(names, named, words, tmp_path):
+    folder = write_drive(tmp_path, names)
+    with raises_one_line(ValueError, folder / named if named else tmp_path, words):
+        find_video_set("kitti_raw", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the film, cut by cut
+
+SHOTS = (24, 30, 21)
+
+
+def write_film(path, lengths=SHOTS, **options):
+    """Shots of that many frames: blue, green, and red ones, with a texture that moves by a pixel per frame."""
+
+    def frames():
+        for shot, length in enumerate(lengths):
+            noise = np.random.default_rng(shot).standard_normal((96, 256)).astype(np.float32)
+            light = np.clip(0.7 + 1.5 * cv2.GaussianBlur(noise, (0, 0), 3), 0.4, 1)
+            for i in range(length):
+                yield (light[:, i : i + 128, None] * np.roll([220, 80, 80], shot)).astype(np.uint8)
+
+    return write_video(path, frames(), **options)
+
+
+def ranges(*lengths):
+    return [range(start, end) for start, end in pairwise(np.cumsum((0, *lengths)).tolist())]
+
+
+def frames_of(film):
+    return [clip.frames for clip in find_video_set("sintel_raw", film.parent).clips]
+
+
+@pytest.mark.parametrize("codec, name", [("MJPG", "Sintel.avi"), ("mp4v", "sintel-1280-surround.mp4")])
+@pytest.mark.parametrize("rate", [24.0, 24000 / 1001])
+def test_the_shots_of_a_film_are_its_clips_and_no_pair_spans_a_cut(codec, name, rate, tmp_path):
+    film = write_film(tmp_path / "disk" / name, codec=codec, rate=rate)
+    found = find_video_set("sintel_raw", tmp_path)
+    assert found.path == film and found.notes == [] and [clip.frames for clip in found.clips] == ranges(*SHOTS)
+    shots = [[2 - int(image.float().mean(dim=(1, 2)).argmax()) for image in pair] for pair in FramePairs(found.clips)]
+    assert shots == [[shot, shot] for shot, length in enumerate(SHOTS) for _ in range(length - 1)]
+
+
+def test_the_cuts_are_kept_beside_the_film_until_its_size_changes_or_the_list_is_damaged(tmp_path):
+    film, kept = write_film(tmp_path / "sintel.avi"), tmp_path / "sintel.avi.shots.json"
+    assert frames_of(film) == ranges(*SHOTS) and sorted(tmp_path.iterdir()) == [film, kept]
+    known, size = json.loads(kept.read_text()), film.stat().st_size
+    assert known == {"size": size, "shots": [[0, 24], [24, 54], [54, 75]]}
+    kept.write_text(json.dumps(known | {"shots": [[0, 10], [10, 11], [11, 75]]}))
+    assert frames_of(film) == [range(10), range(11, 75)]  # a shot of one frame makes no pair
+    for content in (
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b'{"size": %d, "shots": 5}' % size,
+        b'{"size": %d, "shots": [[0, 2' % size,
+    ):
+        kept.write_bytes(content)
+        assert frames_of(film) == ranges(*SHOTS) and json.loads(kept.read_text()) == known, content
+    write_film(film, (20,))
+    assert frames_of(film) == [range(20)] and json.loads(kept.read_text())["size"] == film.stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "header only"])
+def test_a_film_that_cannot_be_decoded_is_reported_by_its_path(damage, tmp_path):
+    film = write_film(tmp_path / "sintel.avi")
+    film.write_bytes({"text": b"hello", "empty": b"", "header only": film.read_bytes()[:300]}[damage])
+    with raises_one_line(ValueError, film, "cannot be decoded"):
+        find_video_set("sintel_raw", tmp_path)
+
+
+def test_cuts_are_found_by_counting_frames_whatever_their_times(tmp_path):
+    """As if frames had been dropped on encoding: each cluster of a Matroska file but the first comes 83 ms later."""
+    film = write_film(tmp_path / "sintel.mkv", codec="mp4v", rate=24.0)
+    mark = bytes.fromhex("1F43B675")  # of a cluster
+    first, *others = film.read_bytes().split(mark)
+    shifted = []
+    for number, cluster in enumerate(others):
+        start = cluster.index(b"\xe7") + 1  # its time in ms: E7, the count of its bytes, its bytes
+        stop = start + 1 + (cluster[start] & 15)
+        later = int.from_bytes(cluster[start + 1 : stop], "big") + 83 * (number > 0)
+        shifted.append(cluster[: start + 1] + later.to_bytes(stop - start - 1, "big") + cluster[stop:])
+    assert len(shifted) > 1
+    film.write_bytes(mark.join([first, *shifted]))
+    assert frames_of(film) == ranges(*SHOTS)
+
+
+# ------------------------------------------------------------------------------------------------ the mix
+
+
+class Items(Dataset):
+    """Each item is (number of the set, its own index)."""
+
+    def __init__(self, number, length):
+        self.number, self.length = number, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return torch.tensor([self.number, range(self.length)[index]])
+
+
+def mix_of(*lengths_and_repeats):
+    parts = {str(k): Items(k, length) for k, (length, _) in enumerate(lengths_and_repeats)}
+    return Mix(parts, {str(k): repeats for k, (_, repeats) in enumerate(lengths_and_repeats)})
+
+
+def drawn(mix, count, seed=0):
+    """The first draws of a single process, as (number of the set, index in it)."""
+    stream = ShardedStream(len(mix), 1, Stream(seed), mix.order)
+    return [tuple(mix[index].tolist()) for _, index in islice(stream, count)]
+
+
+contents = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(content=contents, seed=seeds)
+def test_a_pass_repeats_each_set_at_an_even_rate_and_wholly_before_any_of_it_comes_again(content, seed):
+    mix = mix_of(*content)
+    assert [tuple(mix[index].tolist()) for index in range(len(mix))] == [
+        (k, i) for k, (length, repeats) in enumerate(content) for _ in range(repeats) for i in range(length)
+    ]
+    items = drawn(mix, 3 * len(mix), seed)
+    for start in range(0, len(items), len(mix)):
+        times = Counter(items[start : start + len(mix)])
+        assert times == {(k, i): repeats for k, (length, repeats) in enumerate(content) for i in range(length)}
+    numbers = np.array([number for number, _ in items[: len(mix)]])
+    for k, (length, repeats) in enumerate(content):
+        own = [index for number, index in items if number == k]
+        for start in range(0, len(own), length):
+            assert sorted(own[start : start + length]) == list(range(length))
+        due = np.arange(1, len(mix) + 1) * length * repeats / len(mix)
+        assert np.abs(np.cumsum(numbers == k) - due).max() <= len(content) + 1  # each is within one item of its rate
+
+
+def test_shares_are_those_of_the_lengths_within_a_percent_over_10000_draws_and_over_any_1000():
+    content = ((700, 1), (40, 50), (1500, 2), (9, 100))
+    numbers = np.array([number for number, _ in drawn(mix_of(*content), 10_000)])
+    for k, (length, repeats) in enumerate(content):
+        share = length * repeats / sum(length * repeats for length, repeats in content)
+        counts = np.cumsum(np.concatenate(([0], numbers == k)))
+        assert abs(counts[-1] / 10_000 - share) < 0.01
+        assert np.abs((counts[1000:] - counts[:-1000]) / 1000 - share).max() < 0.01
+
+
+def batches(count, *stream, workers=0, batch=6):
+    loader = make_loader(mix_of((30, 1), (7, 4), (5, 9)), None, batch, Stream(*stream), workers)
+    return torch.stack(list(islice(loader, count)))
+
+
+def test_a_loader_walks_a_mix_in_its_own_order_whatever_the_workers_the_processes_and_the_first_step():
+    plain = batches(40, 3)
+    assert [tuple(item.tolist()) for item in plain.flatten(0, 1)] == drawn(mix_of((30, 1), (7, 4), (5, 9)), 240, 3)
+    assert torch.equal(batches(40, 3, workers=2), plain) and not torch.equal(batches(40, 4), plain)
+    assert torch.equal(batches(20, 3, 0, 1, 20, workers=1), plain[20:])
+    parts = [batches(20, 3, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), plain)
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    """Sintel (clean: 5 frames in two scenes, final: 3), FlyingChairs, smaller than the crop, 2 classes of ImageNet."""
+    root = tmp_path / "data"
+    for scene, count in (("clean/alley_1", 3), ("clean/market_5", 2), ("final/alley_1", 3)):
+        write_frames(root / "Sintel/training" / scene, count, name="frame_{:04d}.png", first=1)
+    write_frames(root / "FlyingChairs_release/data", 2, (48, 60), name="00001_img{}.png", first=1)
+    for name in ("n01440764", "n01443537"):
+        write_frames(root / "ImageNet/train" / name, 3)
+    return root
+
+
+def opened(root, *sets, **repeats):
+    return open_mix(root, sets, RepeatsConfig(**repeats), FlowAugmentation((64, 64), enlarge=True))
+
+
+def test_the_sets_in_a_folder_are_mixed_whatever_their_size_and_the_table_says_how(data_root):
+    mix = opened(data_root, chairs=40)
+    rows = {line.split()[0]: line.split()[1:] for line in describe_mix(mix).splitlines()}
+    assert rows["sintel_clean"] == ["2", "3", "100", f"{300 / 540:.2%}", str(data_root / "Sintel/training/clean")]
+    assert rows["sintel_final"][:4] == ["1", "2", "100", f"{200 / 540:.2%}"]
+    assert rows["chairs"] == ["1", "1", "40", f"{40 / 540:.2%}", str(data_root / "FlyingChairs_release/data")]
+    assert all(image.shape == (3, 64, 64) for index in (0, 301, len(mix) - 1) for image in mix[index])
+    assert mix.file_count == 10 and "frames 00001_img1.png and 00001_img2.png" in mix.name(len(mix) - 1)
+    (data_root / "Sintel/training/clean/alley_1/frame_0003.png").rename(
+        data_root / "Sintel/training/clean/alley_1/frame_0007.png"
+    )
+    assert "note: " in describe_mix(opened(data_root)) and "frame_0007.png" in describe_mix(opened(data_root))
+
+
+def test_sets_are_chosen_by_name_or_prefix_and_a_missing_one_is_reported_with_where_to_download_it(data_root):
+    assert list(opened(data_root, "sintel").parts) == ["sintel_clean", "sintel_final"]
+    assert list(opened(data_root, "sintel_final", "chairs").parts) == ["sintel_final", "chairs"]
+    with raises_one_line(MissingSet, data_root, "does not hold hd1k", "hci-benchmark", "hd1k_input/image_2"):
+        opened(data_root, "hd1k")
+    with raises_one_line(MissingSet, data_root, "none of kitti_raw, kitti2012, kitti2015", "sources.training_sets"):
+        opened(data_root, "kitti")
+    with raises_one_line(ValueError, "--sets kiti: no such data set", *VIDEO_SETS):
+        opened(data_root, "kiti")
+    with raises_one_line(ValueError, "--repeats.kitti-raw"):
+        opened(data_root, kitti_raw=0)
+    with raises_one_line(FileNotFoundError, f"{data_root / 'nowhere'}: no such folder"):
+        opened(data_root / "nowhere")
+
+
+def test_the_command_lists_the_mix_the_images_and_where_to_download_the_rest(data_root, capsys, tmp_path):
+    sources.training_sets.main(data_root)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["set", "sintel_clean", "sintel_final", "chairs", "imagenet:"]
+    assert "6 images in 2 classes" in lines[4]
+    assert len(lines) - 5 == len(VIDEO_SETS) - 3 and all(
+        line.startswith("missing: ") and "http" in line for line in lines[5:]
+    )
+    (tmp_path / "empty").mkdir()
+    sources.training_sets.main(tmp_path / "empty")
+    assert capsys.readouterr().out.count("missing: ") == len(VIDEO_SETS) + 1
+
+
+# ------------------------------------------------------------------------------------------------ ImageNet
+
+PHOTOS = ["n01440764/n01440764_18.JPEG", "n01440764/n01440764_36.JPEG", "n02119789/n02119789_1.JPEG"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    expand("{ImageNet,imagenet-1k}/train")
+    + ["ILSVRC/Data/CLS-LOC/train", "ImageNet/ILSVRC/Data/CLS-LOC/train", "ILSVRC2012", "", "train"],
+)
+def test_imagenet_is_found_in_the_layouts_of_its_archives(layout, tmp_path):
+    root = tmp_path / "root"
+    write_images(root / layout, PHOTOS, size=(20, 30))
+    write_images(root / layout, ["Sintel/training/clean/alley_1/frame_0001.png"])
+    if "train" in layout:
+        write_images(root / layout.replace("train", "val"), ["n01440764/ILSVRC2012_val_00000293.JPEG"])
+    write_mac_leftovers(root)
+    images = ImageNet(root)
+    assert [str(Path(path).relative_to(root / layout)) for path, _ in images.samples] == PHOTOS
+    assert all(image.dtype == torch.uint8 and image.shape == (3, 20, 30) for image in images)
+    assert (images.file_count, images.name(2)) == (3, images.samples[2][0])
+
+
+@pytest.mark.parametrize("tiny", ["TinyImageNet", "A-tiny-imagenet-200"])
+def test_tiny_imagenet_and_folders_without_classes_are_not_imagenet(tiny, tmp_path):
+    write_images(tmp_path / tiny / "train", ["n01443537/n01443537_0.JPEG"])
+    write_images(tmp_path / "ImageNet" / "train", ["fish/1.JPEG", "n0144/1.JPEG"])
+    with raises_one_line(MissingSet, tmp_path, "no ImageNet in it", "ImageNet/train/n01440764/*.JPEG"):
+        ImageNet(tmp_path)
+
+
+def test_an_empty_class_and_a_damaged_image_of_imagenet_are_named(tmp_path):
+    cut_short(write_images(tmp_path / "ImageNet/train", PHOTOS))
+    with raises_one_line(ValueError, tmp_path / "ImageNet/train" / PHOTOS[2], "not a readable image"):
+        ImageNet(tmp_path)[2]
+    (tmp_path / "ImageNet/train/n09999999").mkdir()
+    with raises_one_line(FileNotFoundError, tmp_path / "ImageNet/train", "n09999999"):
+        ImageNet(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ files of true flow
+
+
+def read(path):
+    """The result of read_flow as (2, h, w) and (h, w) in NumPy."""
+    flow, valid = read_flow(path)
+    assert flow.dtype == torch.float32 and valid.dtype == torch.bool
+    return flow[0].numpy(), valid[0, 0].numpy()
+
+
+arrays = st.tuples(seeds, st.tuples(st.integers(1, 9), st.integers(1, 9)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays)
+def test_flo_files_are_read_as_by_torchvision_and_opencv(array):
+    flow, known = random_flow(*array), np.ones(array[1], bool)
+    flow[0, 0, 0] = (3.0, 1.67e9, np.nan, np.inf)[array[0] % 4]
+    known[0, 0] = flow[0, 0, 0] == 3
+    assume(known.any())
+    with TemporaryDirectory() as folder:
+        path = FLOW_WRITERS[".flo"](Path(folder, "a.flo"), flow)
+        ours, valid = read(path)
+        for theirs in (flow, _optical_flow._read_flo(str(path)).transpose(1, 2, 0), cv2.readOpticalFlow(str(path))):
+            np.testing.assert_array_equal(ours, theirs.transpose(2, 0, 1))
+    np.testing.assert_array_equal(valid, known)
+
+
+@settings(max_examples=30, deadline=None)
+@given(array=arrays, order=st.sampled_from("<>"))
+def test_pfm_files_of_both_byte_orders_are_read_as_by_torchvision_and_opencv(array, order):
+    flow = random_flow(*array)
+    with TemporaryDirectory() as folder:
+        path = FLOW_WRITERS[".pfm"](Path(folder, "a.pfm"), flow, order)
+        ours, valid = read(path)
+        np.testing.assert_array_equal(ours, flow.transpose(2, 0, 1))
+        np.testing.assert_array_equal(ours, utils._read_pfm(str(path), slice_channels=2))
+        blue_green_red = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(ours, blue_green_red[..., :0:-1].transpose(2, 0, 1))
+    assert valid.all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays)
+def test_kittis_png_files_are_read_as_by_torchvision(array):
+    flow, known = random_flow(*array), np.random.default_rng(array[0]).random(array[1]) < 0.6
+    known[0, 0] = True
+    with TemporaryDirectory() as folder:
+        path = FLOW_WRITERS[".png"](Path(folder, "a.png"), flow, known)
+        ours, valid = read(path)
+        theirs, theirs_valid = _optical_flow._read_16bits_png_with_flow_and_valid_mask(str(path))
+    np.testing.assert_array_equal(valid, known)
+    np.testing.assert_array_equal(valid, theirs_valid)
+    np.testing.assert_array_equal(ours[:, valid], theirs[:, valid])
+    assert np.abs(ours - flow.transpose(2, 0, 1))[:, valid].max() <= 0.5 / 64 + 1e-4
+
+
+def test_a_written_flow_is_read_back_exactly_or_to_a_128th_of_a_pixel_and_is_clipped_at_512(tmp_path):
+    flow = torch.from_numpy(random_flow(0).transpose(2, 0, 1))[None]
+    for name, error in (("a.flo", 0), ("a.png", 1 / 128)):
+        write_flow(tmp_path / name, flow)
+        assert (read_flow(tmp_path / name)[0] - flow).abs().max() <= error
+    write_flow(tmp_path / "far.png", torch.tensor([900.0, -900.0]).view(1, 2, 1, 1))
+    assert read_flow(tmp_path / "far.png")[0].flatten().tolist() == [511 + 63 / 64, -512]
+    with raises_one_line(OSError, tmp_path / "nowhere/a.flo", "cannot be written"):
+        write_flow(tmp_path / "nowhere/a.flo", flow)
+
+
+def png_of(*shape, kind=np.uint16):
+    return cv2.imencode(".png", np.ones(shape, kind))[1].tobytes()
+
+
+ABSURD_SIZE = struct.pack(">IIBBBBB", 2**30, 2**30, 16, 2, 0, 0, 0)
+ABSURD_SIZE += struct.pack(">I", zlib.crc32(b"IHDR" + ABSURD_SIZE))
+DAMAGE = {
+    "wrong magic number.flo": lambda good: b"HEIP" + good[4:],
+    "cut short.flo": lambda good: good[:-1],
+    "header only.flo": lambda good: good[:9],
+    "empty.flo": lambda good: b"",
+    "negative size.flo": lambda good: good[:4] + struct.pack("<ii", -7, -5) + good[12:],
+    "absurd size.flo": lambda good: good[:4] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + good[12:],
+    "cut short.pfm": lambda good: good[:-1],
+    "text.pfm": lambda good: b"hello, this is text",
+    "one channel.pfm": lambda good: b"Pf" + good[2:],
+    "no size.pfm": lambda good: good.replace(b"7 5", b"0 5", 1),
+    "absurd size.pfm": lambda good: good.replace(b"7 5", b"999999 999999", 1),
+    "endless size.pfm": lambda good: good.replace(b"7 5", b"9" * 5000 + b" 5", 1),
+    "cut short.png": lambda good: good[: len(good) // 2],
+    "wrong check sum.png": lambda good: good[:-16] + bytes(4) + good[-12:],
+    "eight bits.png": lambda good: png_of(5, 7, 3, kind=np.uint8),
+    "one channel.png": lambda good: png_of(5, 7),
+    "four channels.png": lambda good: png_of(5, 7, 4),
+    "nothing known.png": lambda good: cv2.imencode(".png", np.zeros((5, 7, 3), np.uint16))[1].tobytes(),
+    "absurd size.png": lambda good: good[:16] + ABSURD_SIZE + good[33:],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_flow_file_is_named_without_a_large_allocation(name, tmp_path):
+    path = write_flow_file(tmp_path / name, random_flow(0))
+    read_flow(path)  # good until here
+    path.write_bytes(DAMAGE[name](path.read_bytes()))
+    tracemalloc.start()
+    try:
+        with raises_one_line(ValueError, path):
+            read_flow(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("ending", FLOW_WRITERS)
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds)
+def test_random_damage_to_a_flow_file_gives_an_array_or_an_error_that_names_it(ending, seed):
+    dice = random.Random(seed)
+    with TemporaryDirectory() as folder:
+        path = FLOW_WRITERS[ending](Path(folder, f"a{ending}"), random_flow(0))
+        content = bytearray(path.read_bytes())
+        for _ in range(dice.randint(1, 4)):
+            place = dice.randrange(dice.choice((40, len(content))))  # half of them in the header
+            content[place : place + dice.randrange(3)] = dice.randbytes(dice.randrange(3))
+        path.write_bytes(content[: dice.choice((None, dice.randrange(len(content))))])
+        try:
+            flow, valid = read_flow(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert flow.shape[:2] == (1, 2) and valid.shape == (1, 1, *flow.shape[2:]) and valid.any()
+
+
+# ------------------------------------------------------------------------------------------------ benchmarks of flow
+
+FOLDERS = {"sintel": "Sintel", "kitti2012": "KITTI2012", "kitti2015": "KittiFlow", "middlebury": "Middlebury"}
+FOLDERS |= {"chairs": "FlyingChairs", "things": "FlyingThings3D", "hd1k": "hd1k"}
+"""Named as torchvision's classes want them."""
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """All benchmarks side by side, only to be read: the folder, and what was written."""
+    root = tmp_path_factory.mktemp("disk")
+    return root, {name: write_benchmark(root / FOLDERS[name], name) for name in FLOW_SETS}
+
+
+@pytest.mark.parametrize("name", FLOW_SETS)
+def test_the_pairs_of_a_benchmark_and_their_regions_are_those_that_were_written(name, disk, tmp_path):
+    root, written = disk
+    found, files, notes = find_benchmark(root, name)
+    assert found == name and notes == []
+    written = {(each.group, each.name): each for each in written[name]}
+    assert len(files) == len(written)
+    for pair in map(read_pair, files):
+        expected = written[pair.group, pair.name]
+        for image, frame in ((pair.image_1, expected.frame_1), (pair.image_2, expected.frame_2)):
+            np.testing.assert_array_equal((255 * image[0]).round().permute(1, 2, 0), frame[..., ::-1])
+        assert {region: mask[0, 0].numpy().tolist() for region, mask in pair.regions.items()} == {
+            region: mask.tolist() for region, mask in expected.regions.items()
+        }
+        error = np.abs(pair.flow[0].permute(1, 2, 0).numpy() - expected.truth)[expected.regions["all"]]
+        assert error.max() <= (1 / 128 if "kitti" in name or name == "hd1k" else 0)
+    alone = write_benchmark(tmp_path / "alone" / name, name)
+    write_mac_leftovers(tmp_path)
+    for place in (tmp_path / "alone", tmp_path / "alone" / name):  # which needs no name, and is no other
+        assert find_benchmark(place)[0] == name and len(find_benchmark(place)[1]) == len(alone)
+    for other in FLOW_BENCHMARKS.keys() - {name}:
+        with raises_one_line(MissingSet, tmp_path, f"no true flow of {other}"):
+            find_benchmark(tmp_path / "alone", other)
+
+
+THEIRS = {
+    "sintel": lambda root: datasets.Sintel(root, "train", pass_name="both"),
+    "kitti2015": lambda root: datasets.KittiFlow(root, "train"),
+    "chairs": lambda root: datasets.FlyingChairs(root, "val"),
+    "things": lambda root: datasets.FlyingThings3D(root, "test", pass_name="both", camera="both"),
+    "hd1k": lambda root: datasets.HD1K(root, "train"),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_pairs_of_a_benchmark_and_their_flow_are_those_of_torchvision(name, disk):
+    theirs = THEIRS[name](disk[0])
+    expected = {tuple(images): flow for images, flow in zip(theirs._image_list, theirs._flow_list, strict=True)}
+    pairs = find_benchmark(disk[0], name)[1]
+    assert {(str(pair.image_1), str(pair.image_2)): str(pair.flow) for pair in pairs} == expected
+    for pair in pairs:
+        flow, valid = read(pair.flow)
+        expected_flow = theirs._read_flow(str(pair.flow))
+        if isinstance(expected_flow, tuple):
+            expected_flow, expected_valid = expected_flow
+            np.testing.assert_array_equal(valid, expected_valid)
+        np.testing.assert_array_equal(flow[:, valid], expected_flow[:, valid])
+
+
+@pytest.mark.parametrize("name", ["sintel", "kitti2012", "kitti2015"])
+def test_the_pairs_of_a_split_with_secret_flow_have_the_names_of_a_submission(name, tmp_path):
+    written = write_testing_split(tmp_path / FOLDERS[name], name)
+    write_benchmark(tmp_path / FOLDERS[name], name)
+    _, pairs, _ = find_benchmark(tmp_path, None, "testing")
+    assert [submission_name(name, pair) for pair in pairs] == list(written)
+    assert all(pair.flow is None and pair.image_1.is_file() and pair.image_2.is_file() for pair in pairs)
+    if name != "kitti2012":
+        theirs = {"sintel": lambda: datasets.Sintel(tmp_path, "test", pass_name="both")}
+        theirs = theirs.get(name, lambda: datasets.KittiFlow(tmp_path, "test"))()
+        assert sorted([str(pair.image_1), str(pair.image_2)] for pair in pairs) == sorted(theirs._image_list)
+    with raises_one_line(MissingSet, "no true flow"):
+        find_benchmark(tmp_path / FOLDERS[name] / ("test" if name == "sintel" else "testing"))
+    with raises_one_line(ValueError, "no testing part of chairs", "sintel, kitti2012, kitti2015"):
+        find_benchmark(tmp_path, "chairs", "testing")
+
+
+def test_several_benchmarks_without_a_name_or_none_at_all_are_reported_with_what_was_expected(disk, tmp_path):
+    with raises_one_line(ValueError, disk[0], "--benchmark", *FLOW_SETS):
+        find_benchmark(disk[0])
+    with raises_one_line(MissingSet, tmp_path, "no true flow", "flow_occ", "frames_cleanpass"):
+        find_benchmark(tmp_path)
+    with raises_one_line(FileNotFoundError, f"{tmp_path / 'nowhere'}: no such folder"):
+        find_benchmark(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", FLOW_SETS)
+def test_a_missing_frame_is_named_and_pairs_without_both_are_left_out_with_a_note(name, tmp_path):
+    write_benchmark(tmp_path, name)
+    first, *others = find_benchmark(tmp_path, name)[1]
+    if name not in ("sintel", "hd1k", "things"):  # where pairs share frames
+        first.image_1.unlink(), first.image_2.unlink()
+        _, pairs, (note,) = find_benchmark(tmp_path, name)
+        assert pairs == others and note.startswith(f"1 of {1 + len(others)} pairs left out") and "\n" not in note
+        first = pairs[0]
+    first.image_2.unlink()
+    with raises_one_line(FileNotFoundError, first.image_2, "missing, the other frame of this pair is there"):
+        find_benchmark(tmp_path, name)
+    for path in [path for pair in (first, *others) for path in (pair.image_1, pair.image_2)]:
+        path.unlink(missing_ok=True)
+    with raises_one_line(FileNotFoundError, tmp_path, name, "missing, as all frames"):
+        find_benchmark(tmp_path, name)
+
+
+def test_chairs_are_the_validation_pairs_of_the_list_and_all_pairs_without_one(tmp_path):
+    write_benchmark(tmp_path / "FlyingChairs", "chairs")
+    listed = tmp_path / "FlyingChairs" / "FlyingChairs_train_val.txt"
+    listed.rename(tmp_path / listed.name)  # beside the folder, as the download leaves it
+    assert [pair.name for pair in find_benchmark(tmp_path, "chairs")[1]] == ["00002", "00003"]
+    (tmp_path / listed.name).unlink()
+    assert [pair.name for pair in find_benchmark(tmp_path)[1]] == ["00001", "00002", "00003"]
+
+
+def test_pairs_of_ones_own_need_three_names_only(tmp_path):
+    for name, kind in (("a", "png"), ("b", "flo")):
+        for which in (1, 2):
+            write_image(tmp_path / f"{name}_img{which}.jpg", (5, 7))
+        write_flow_file(tmp_path / f"{name}_flow.{kind}", random_flow(0))
+    names = [(pair.name, pair.image_2.name) for pair in find_benchmark(tmp_path)[1]]
+    assert names == [("b", "b_img2.jpg"), ("a", "a_img2.jpg")]
+
+
+@pytest.mark.parametrize(
+    "name, place, words",
+    [
+        ("sintel", "training/flow/alley_1/frame_0001.flo", "but its frames are 80x60"),
+        ("kitti2012", "training/flow_occ/000000_10.png", "but its frames are 80x60"),
+        ("middlebury", "other-data/Grove9/frame11.png", "flow needs one size"),
+        ("sintel", "training/occlusions/alley_1/frame_0001.png", "a mask of 80x40"),
+        ("sintel", "training/invalid/alley_1/frame_0001.png", "a mask of 80x40"),
+        ("kitti2015", "training/flow_noc/000000_10.png", "a mask of 80x40"),
+        ("kitti2015", "training/obj_map/000000_10.png", "a mask of 80x40"),
+    ],
+)
+def test_a_file_of_another_size_is_named_with_both_sizes(name, place, words, tmp_path):
+    write_benchmark(tmp_path, name)
+    if "flow" in place.split("/")[1]:
+        write_flow_file(tmp_path / place, bands(((1, 2),), 40, 80))
+    else:
+        write_image(tmp_path / place, (40, 80))
+    with raises_one_line(ValueError, tmp_path / place, words):
+        read_pair(find_benchmark(tmp_path, name)[1][0])
+
+
+def test_a_flow_file_without_a_number_is_reported_by_its_path(tmp_path):
+    write_benchmark(tmp_path, "sintel")
+    scene = tmp_path / "training/flow/alley_1"
+    (scene / "frame_0001.flo").rename(scene / "frame_mean.flo")
+    with raises_one_line(ValueError, "frame_mean", "does not end in the number"):
+        find_benchmark(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ images with labels
+
+COUNTS = {"voc": 21, "cityscapes": 19, "ade20k": 150, "camvid": 11}
+IDS_OF_CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+"""Of its labels.py: the ids that count, by class."""
+
+
+def classes_of(name, ids):
+    """The classes of stored numbers, written out independently of the code."""
+    first = IDS_OF_CITYSCAPES if name == "cityscapes" else [c + (name == "ade20k") for c in range(COUNTS[name])]
+    return np.vectorize(lambda number: first.index(number) if number in first else 255)(ids)
+
+
+def names_of(labelled):
+    return [image.stem.removesuffix("_leftImg8bit") for image, _ in labelled.files]
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_each_label_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_other(tmp_path, name):
+    own = write_label_set(tmp_path / "root" / name, name)
+    write_mac_leftovers(tmp_path / "root")
+    for split, images in LABEL_IMAGES[name].items():
+        for asked, root in product((None, name), (own, own.parent)):
+            found, labelled = find_labels(root, asked, split)
+            assert found == name and sorted(names_of(labelled)) == images
+            assert [tuple(str(p.relative_to(own)) for p in pair) for pair in labelled.files] == [
+                label_places(name, split, image) for image in names_of(labelled)
+            ]
+        for (image, labels), (image_path, labels_path) in zip(labelled, labelled.files, strict=True):
+            assert torch.equal(image, load_image(image_path))
+            np.testing.assert_array_equal(labels, classes_of(name, np.array(Image.open(labels_path))))
+            assert set(labels.unique().tolist()) == {*range(COUNTS[name]), VOID}
+    for other in LABEL_SETS.keys() - {name}:
+        with raises_one_line(MissingSet, tmp_path, f"of {other} in it", LABEL_SETS[other].layout):
+            find_labels(tmp_path / "root", other, "train")
+    with raises_one_line(MissingSet, tmp_path, f"no train part of {name}"):
+        find_labels(tmp_path, name, "train")  # two folders deep
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_the_layout_in_the_message_is_the_one_that_is_found(tmp_path, name):
+    image, labels, *lists = (tmp_path / path for path in LABEL_SETS[name].layout.split(", "))
+    write_image(image)
+    write_ids(labels, random_ids(0, LABEL_NUMBERS[name]), "L")
+    for path in lists:
+        path.parent.mkdir(parents=True)
+        path.write_text(image.stem)
+    assert find_labels(tmp_path, None, "train")[1].files == [(image, labels)]
+
+
+def test_classes_have_the_names_numbers_and_colours_of_their_authors():
+    known = {
+        "voc": {0: ("background", "000000"), 15: ("person", "c08080"), 20: ("tvmonitor", "004080")},
+        "cityscapes": {0: ("road", "804080"), 11: ("person", "dc143c"), 18: ("bicycle", "770b20")},
+        "ade20k": {2: ("sky", "06e6e6"), 20: ("car", "0066c8"), 80: ("bus", "ff00f5"), 148: ("clock", "66ff00")},
+        "camvid": {0: ("sky", "808080"), 5: ("tree", "808000"), 6: ("sign", "c08080"), 10: ("bicyclist", "0080c0")},
+    }
+    for name, classes in known.items():
+        label_set = LABEL_SETS[name]
+        assert len(label_set.classes) == len(set(label_set.classes)) == COUNTS[name]
+        assert label_set.colours.shape == (COUNTS[name], 3) and label_set.colours.dtype == np.uint8
+        for number, expected in classes.items():
+            assert (label_set.classes[number], bytes(label_set.colours[number]).hex()) == expected
+        for table in label_set.tables.values():
+            assert {*table.values()} == {*range(COUNTS[name]), VOID} and table[255] == VOID
+    assert LABEL_SETS["voc"].classes[1:] == sorted(LABEL_SETS["voc"].classes[1:])
+
+
+@pytest.mark.parametrize("name, beyond", [("voc", 21), ("cityscapes", 34), ("ade20k", 151), ("camvid", 12)])
+def test_a_number_beyond_the_classes_and_colours_of_another_set_are_errors_and_255_is_void(tmp_path, name, beyond):
+    write_label_set(tmp_path, name)
+    validation = find_labels(tmp_path, name, "val")[1]
+    path, ids = validation.files[0][1], random_ids(1, LABEL_NUMBERS[name])
+    ids[0, 0] = 255
+    write_ids(path, ids, "L")
+    assert validation[0][1][0, 0] == VOID
+    write_ids(path, random_ids(1, range(5)), "RGB")
+    if name == "voc":  # whose colours these are
+        np.testing.assert_array_equal(validation[0][1], random_ids(1, range(5)))
+    else:
+        with raises_one_line(ValueError, path, "colours where numbers belong"):
+            validation[0]
+    ids[3, 4] = beyond
+    write_ids(path, ids, "L")
+    with raises_one_line(ValueError, path, f"holds {beyond},"):
+        validation[0]
+
+
+def test_several_label_sets_without_a_name_none_and_a_missing_part_are_reported(tmp_path):
+    layouts = [each.layout for each in LABEL_SETS.values()]
+    with raises_one_line(MissingSet, tmp_path, "no val part of a data set", *layouts):
+        find_labels(tmp_path, None, "val")
+    write_label_set(tmp_path / "camvid", "camvid", {"val": LABEL_IMAGES["camvid"]["val"]})
+    write_image(tmp_path / "camvid/train/a.png")  # images alone
+    with raises_one_line(MissingSet, tmp_path, "no train part"):
+        find_labels(tmp_path, None, "train")
+    for name in LABEL_SETS:
+        write_label_set(tmp_path / name, name)
+    with raises_one_line(ValueError, tmp_path, *LABEL_SETS, "choose one with --benchmark"):
+        find_labels(tmp_path, None, "train")
+
+
+@pytest.mark.parametrize("name, which", [("voc", 0), *((name, 1) for name in LABEL_SETS)])
+def test_a_listed_image_or_labels_that_are_missing_are_named_at_once(tmp_path, name, which):
+    write_label_set(tmp_path, name)
+    path = tmp_path / label_places(name, "train", LABEL_IMAGES[name]["train"][1])[which]
+    path.unlink()
+    with raises_one_line(FileNotFoundError, path, "missing"):
+        find_labels(tmp_path, name, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_voc_and_cityscapes_are_read_as_by_torchvision(tmp_path, split):
+    write_label_set(tmp_path / "VOCdevkit" / "VOC2012", "voc")
+    write_label_set(tmp_path / "VOCdevkit" / "VOC2007", "voc")  # another year is left alone
+    ours = find_labels(tmp_path, "voc", split)[1]
+    for (image, labels), theirs in zip(ours, datasets.VOCSegmentation(tmp_path, "2012", split), strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.array(theirs[0]))
+        np.testing.assert_array_equal(labels, np.array(theirs[1]))
+    write_label_set(tmp_path, "cityscapes")
+    ours = find_labels(tmp_path, "cityscapes", split)[1]
+    theirs = datasets.Cityscapes(tmp_path, split, "fine", "semantic")
+    assert sorted(theirs.images) == [str(path) for path, _ in ours.files]
+    classes = {each.id: each.train_id % 256 for each in theirs.classes}
+    for path, target in zip(theirs.images, theirs.targets, strict=True):
+        (labels,) = (labels for (_, labels), (image, _) in zip(ours, ours.files, strict=True) if str(image) == path)
+        np.testing.assert_array_equal(labels, np.vectorize(classes.get)(np.array(Image.open(target[0]))))
+
+
+@given(seed=seeds)
+@settings(max_examples=15, deadline=None)
+def test_voc_trains_on_the_augmented_set_but_never_on_an_image_of_val(seed):
+    dice = random.Random(seed)
+    names = [f"2007_{i:06d}" for i in range(8)]
+    train, val = (sorted(dice.sample(part, dice.randint(1, 4))) for part in (names[:4], names[4:]))
+    with TemporaryDirectory() as folder:
+        voc = write_label_set(Path(folder) / "VOC2012", "voc", {"train": train, "val": val})
+        assert find_labels(voc, None, "val")[1].notes == ()
+        more = dice.sample(names, dice.randint(1, 8))
+        for name in more:
+            write_ids(voc / f"SegmentationClassAug/{name}.png", random_ids(1, range(21)), "L")
+            write_image(voc / f"JPEGImages/{name}.jpg")
+        training = find_labels(voc, None, "train")[1]
+        assert (
+            names_of(training) == sorted({*train, *more} - {*val}) and names_of(find_labels(voc, None, "val")[1]) == val
+        )
+        assert all((path.parent.name == "SegmentationClass") == (path.stem in train) for _, path in training.files)
+        assert training.notes == (f"{len(training)} training images; with the augmented set there are 10,582",)
+
+
+def test_a_missing_list_of_voc_is_named(tmp_path):
+    voc = write_label_set(tmp_path / "VOC2012", "voc")
+    write_ids(voc / "SegmentationClassAug/2008_000001.png", random_ids(0, [0]))
+    path = voc / "ImageSets/Segmentation/val.txt"
+    path.unlink()
+    for split in ("train", "val"):  # the list of val says what may not be trained on
+        with raises_one_line(FileNotFoundError, path, "the val part"):
+            find_labels(tmp_path, None, split)
+
+
+def test_cityscapes_takes_the_files_of_classes_where_they_are_there(tmp_path):
+    write_label_set(tmp_path, "cityscapes")
+    (_, by_id), (image, ids) = find_labels(tmp_path, None, "val")[1][0], find_labels(tmp_path, None, "val")[1].files[0]
+    classes = ids.with_name(ids.name.replace("_labelIds", "_labelTrainIds"))
+    write_ids(classes, classes_of("cityscapes", np.array(Image.open(ids))), "L")
+    for other in ("color", "instanceIds"):
+        write_ids(ids.with_name(ids.name.replace("labelIds", other)), random_ids(6, [77]))
+    validation = find_labels(tmp_path, None, "val")[1]
+    assert validation.files == [(image, classes)] and torch.equal(validation[0][1], by_id)
+    write_ids(classes, random_ids(5, [0, 19]))
+    with raises_one_line(ValueError, classes, "holds 19,"):
+        validation[0]
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+
+def bright_and_dark(seed, h, w):
+    """Random blocks of 8x8 px: class 18 is light grey, class 3 dark grey; the changes of colour keep this order."""
+    blocks = np.random.default_rng(seed).integers(0, 2, (-(-h // 8), -(-w // 8)))
+    blocks.flat[:2] = 0, 1
+    light = np.kron(blocks, np.ones((8, 8), np.int64))[:h, :w]
+    image = torch.from_numpy(np.where(light, 200, 60).astype(np.uint8)).expand(3, -1, -1).contiguous()
+    return image, torch.from_numpy(np.where(light, 18, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, h=st.integers(1, 50), w=st.integers(1, 50), crop=st.integers(1, 40), size=st.integers(4, 40))
+def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torchs_seed(seed, h, w, crop, size):
+    image, labels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8), torch.randint(0, 2, (h, w)) * 18 + 2
+    copies, results = (image.clone(), labels.clone()), []
+    for other in (1, 2):
+        torch.manual_seed(seed), random.seed(other), np.random.seed(other)
+        results.append(LabelAugmentation(crop, size)(image, labels))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    picture, moved = results[0]
+    assert type(picture) is type(moved) is torch.Tensor and (picture.dtype, moved.dtype) == (torch.float32, torch.int64)
+    assert picture.shape == (3, crop, crop) and moved.shape == (crop, crop)
+    assert picture.min() >= 0 and picture.max() <= 1
+    assert set(moved.unique().tolist()) <= {2, 20, VOID}  # never a class in between
+    assert torch.equal(image, copies[0]) and torch.equal(labels, copies[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, h=st.sampled_from([24, 32, 56]), w=st.sampled_from([24, 40, 64]), crop=st.integers(16, 64))
+def test_labels_are_moved_with_the_image(seed, h, w, crop):
+    torch.manual_seed(seed)
+    image, labels = LabelAugmentation(crop, min(h, w))(*bright_and_dark(seed, h, w))
+    known = labels != VOID
+    inside = known & (labels == 18)
+    # Near a border of two classes, which may lie just outside of the crop, the colours mix.
+    light, dark = (
+        torch.nn.functional.max_pool2d(1.0 - each[None].float(), 5, 1)[0] == 0 for each in (inside, known & ~inside)
+    )
+    assume(light.any() and dark.any())
+    grey = image.mean(dim=0)[2:-2, 2:-2]
+    assert grey[light].min() > grey[dark].max()
+
+
+def test_crops_lie_anywhere_half_of_them_flipped_and_colours_change_but_no_label():
+    labels, image = torch.arange(144).view(12, 12), torch.full((3, 12, 12), 120, dtype=torch.uint8)
+    image[1] = 60
+    corners, colours, flipped = set(), set(), 0
+    for seed in range(150):
+        torch.manual_seed(seed)
+        picture, moved = LabelAugmentation(10, 12, scale=(1.0, 1.0))(image, labels)
+        top, left = divmod(moved.min().item(), 12)
+        expected = labels[top : top + 10, left : left + 10]
+        assert torch.equal(moved, expected) or torch.equal(moved, expected.flip(1))
+        flipped += not torch.equal(moved, expected)
+        corners.add((top, left)), colours.add(tuple(picture[:, 4, 4].tolist()))
+    assert corners == set(product(range(3), repeat=2)) and 45 <= flipped <= 105 and len(colours) > 75
+
+
+def test_the_shorter_side_becomes_the_size_times_a_factor_and_what_is_beyond_the_image_is_void():
+    image, labels = bright_and_dark(0, 20, 30)
+    shapes, corners, mean_colours = set(), set(), 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        picture, moved = LabelAugmentation(64, 16)(image, labels)
+        beyond = moved == VOID
+        rows, columns = ((~beyond).any(dim=dim).sum().item() for dim in (1, 0))
+        assert (~beyond).sum() == rows * columns  # the image is whole
+        assert abs(columns - 1.5 * rows) <= 1 and 8 <= rows <= 32
+        shapes.add(rows), corners.add(tuple((~beyond).nonzero()[0].tolist()))
+        colour = picture[:, beyond].unique(dim=1)
+        assert colour.shape == (3, 1)  # ImageNet's mean, before colours change
+        mean_colours += torch.allclose(255 * colour[:, 0], torch.tensor([124.0, 116, 104]), atol=0.01)
+    assert min(shapes) <= 10 and max(shapes) >= 30 and len(shapes) > 15
+    assert len(corners) > 150 and 20 < mean_colours < 80
+
+
+def test_images_are_smoothed_before_they_are_made_smaller():
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, :, ::4] = 255  # a quarter of the columns, between those that a bilinear look at every fourth place meets
+    augment = LabelAugmentation(16, 16, scale=(1.0, 1.0))
+    augment.change = lambda view: view.float() / 255  # no colours
+    picture, _ = augment(image, torch.zeros(64, 64, dtype=torch.int64))
+    assert picture[:, :, 2:-2].mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_loader_gives_batches_of_labelled_images(tmp_path):
+    write_label_set(tmp_path, "voc")
+    for dataset in (find_labels(tmp_path, None, "train")[1], ShapeLabels(100, (24, 32), seed=0)):
+        images, labels = next(iter(make_loader(dataset, LabelAugmentation(20, 24), 3, Stream(5))))
+        assert images.shape == (3, 3, 20, 20) and images.dtype == torch.float32
+        assert labels.shape == (3, 20, 20) and labels.dtype == torch.int64
+
+
+# ------------------------------------------------------------------------------------------------------------- DAVIS
+
+
+def davis_names(root, *options):
+    return [video.name for video in find_masked_videos(root, *options)[0]]
+
+
+@pytest.mark.parametrize("files, folder", [(False, "2017"), (True, "480p")])
+def test_davis_2016_and_2017_give_the_sequences_of_their_list_in_its_order_one_folder_deep(tmp_path, files, folder):
+    home = write_davis(tmp_path / "root/DAVIS", ["bear", "dogs-jump", "camel", "swing"])
+    write_davis_lists(home, folder, files, train=["swing", "bear"], val=["dogs-jump", "camel"])
+    write_image(tmp_path / "root/VOCdevkit/JPEGImages/1.jpg")  # has folders of these names too
+    (tmp_path / "root/VOCdevkit/Annotations").mkdir()
+    write_mac_leftovers(tmp_path / "root")
+    for root in (home, home.parent):
+        videos, notes = find_masked_videos(root)
+        assert [video.name for video in videos] == ["dogs-jump", "camel"] and notes == []
+        assert davis_names(root, "train") == ["swing", "bear"]
+    assert videos[1].frame_names == ["00000", "00001", "00002"] and videos[1].length == 3
+    assert torch.equal(videos[1].frames(2), load_image(home / "JPEGImages/480p/camel/00002.jpg"))
+    with raises_one_line(MissingSet, tmp_path, "no DAVIS", "JPEGImages/480p/SEQUENCE/00000.jpg"):
+        find_masked_videos(tmp_path)  # two folders deep
+
+
+def test_the_year_chooses_the_list_and_2017_is_the_default(tmp_path):
+    write_davis(tmp_path, ["bear", "camel", "dogs-jump", "swing"])
+    write_davis_lists(tmp_path, "480p", True, val=["bear"])
+    assert davis_names(tmp_path) == davis_names(tmp_path, "val", "2016") == ["bear"]
+    with raises_one_line(MissingSet, tmp_path / "ImageSets", "no list val.txt of DAVIS 2017"):
+        find_masked_videos(tmp_path, "val", "2017")
+    write_davis_lists(tmp_path, "2016", False, val=["camel"])
+    write_davis_lists(tmp_path, "2017", False, val=["dogs-jump", "camel"], **{"test-dev": ["swing"]})
+    assert davis_names(tmp_path) == davis_names(tmp_path, "val", "2017") == ["dogs-jump", "camel"]
+    assert davis_names(tmp_path, "val", "2016") == ["camel"] and davis_names(tmp_path, "test-dev") == ["swing"]
+
+
+def test_without_a_list_all_sequences_are_taken_and_a_note_says_so(tmp_path):
+    home = write_davis(tmp_path / "DAVIS", ["swing", "bear"], "240p")
+    videos, (note,) = find_masked_videos(tmp_path)
+    assert [video.name for video in videos] == ["bear", "swing"] and "all 2 sequences" in note
+    write_davis(home, ["camel"], "480p")  # goes before another resolution
+    assert davis_names(tmp_path) == ["camel"]
+    write_davis_lists(home, "2017", False, val=[""])
+    with raises_one_line(FileNotFoundError, home / "ImageSets/2017/val.txt", "no sequence"):
+        find_masked_videos(tmp_path)
+
+
+def test_of_several_davis_folders_the_year_picks_one_by_its_lists_or_all_are_named(tmp_path):
+    homes = [write_davis(tmp_path / name, ["bear"]) for name in ("old", "new")]
+    write_davis_lists(homes[0], "480p", True, val=["bear"])
+    with raises_one_line(ValueError, *homes, "--data-root"):
+        find_masked_videos(tmp_path)
+    write_davis_lists(homes[1], "2017", False, val=["bear", "bear"])
+    for home, year in zip(homes, ("2016", "2017"), strict=True):
+        ((video,), _) = find_masked_videos(tmp_path, "val", year)
+        (home / "JPEGImages/480p/bear/00000.jpg").unlink(), write_image(home / "JPEGImages/480p/bear/00000.jpg", seed=9)
+        assert torch.equal(video.frames(0), load_image(home / "JPEGImages/480p/bear/00000.jpg"))
+
+
+def test_frames_are_in_natural_order_and_masks_are_those_of_their_names(tmp_path):
+    for index in (2, 10, 9, 1):
+        write_image(tmp_path / f"JPEGImages/480p/bear/{index}.jpg")
+        write_ids(tmp_path / f"Annotations/480p/bear/{index}.png", block(index))
+    write_image(tmp_path / "JPEGImages/480p/bear/more/3.jpg")  # in a folder of its own
+    ((video,), _) = find_masked_videos(tmp_path)
+    assert video.frame_names == ["1", "2", "9", "10"]
+    assert [video.masks(index).max().item() for index in range(4)] == [1, 2, 9, 10]
+
+
+def break_davis(home, how):
+    """Damages a sequence of three frames. Returns the path that the error must name, and the word for it."""
+    frames, masks = home / "JPEGImages/480p/bear", home / "Annotations/480p/bear"
+    if how == "no frames":
+        for path in frames.iterdir():
+            path.unlink()
+        return frames, "no frames"
+    if how == "no first mask":
+        (masks / "00000.png").unlink()
+        return masks / "00000.png", "the mask of its first frame"
+    if how == "lost frame":
+        (frames / "00001.jpg").unlink()
+        return frames / "00001", "frame missing, its mask is there"
+    if how == "empty first mask":
+        return write_ids(masks / "00000.png", 0 * block()), "no object"
+    if how == "soft white mask":
+        return write_ids(masks / "00000.png", np.arange(192).reshape(12, 16) + 64, "L"), "must have hard edges"
+    if how in ("cut mask", "cut frame"):
+        return cut_short(masks / "00001.png" if "mask" in how else frames / "00001.jpg"), "not a readable image"
+    if how == "large mask":
+        return write_ids(masks / "00001.png", block(1, 20, 20)), "20x20 px"
+    return write_image(frames / "00001.jpg", (20, 20)), "20x20 px"
+
+
+BROKEN = ("no frames", "no first mask", "lost frame", "empty first mask", "soft white mask")
+BROKEN += ("cut mask", "cut frame", "large mask", "large frame")
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(how, tmp_path):
+    write_davis(tmp_path, ["bear"])
+    path, word = break_davis(tmp_path, how)
+    with raises_one_line((ValueError, FileNotFoundError), path, word):
+        ((video,), _) = find_masked_videos(tmp_path)
+        video.masks(1), video.frames(1)
+
+
+def two_blocks(first, second, void=None):
+    mask = block(first)
+    mask[9:11, 2:14] = second
+    if void is not None:
+        mask[:2, 5:] = void
+    return mask
+
+
+def video_of(home, masks, year=None, mode="P"):
+    write_sequence(home, "bear", masks, mode=mode)
+    return find_masked_videos(home, "val", year)[0][0]
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16"])
+def test_numbers_of_objects_stay_as_they_are_and_void_is_no_object(tmp_path, mode):
+    masks = [two_blocks(3, 1, VOID), two_blocks(1, 3), None, block(7), block(VOID)]
+    video = video_of(tmp_path, masks, mode=mode)
+    assert (video.name, video.objects, video.length, video.masks(2)) == ("bear", [1, 3], 5, None)
+    for index in (0, 1, 3, 4):  # also where a later mask holds void alone
+        np.testing.assert_array_equal(video.masks(index), masks[index])
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+@pytest.mark.parametrize("year", [None, "2016"])
+def test_a_white_mask_shows_one_object_number_1(tmp_path, year, mode):
+    masks = [block(255), 0 * block(), two_blocks(255, 255)]
+    video = video_of(tmp_path, masks, year, mode)
+    assert video.objects == [1]
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(video.masks(index), mask > 0)
+        assert video.masks(index).dtype == torch.uint8
+    bits = video_of(tmp_path / "bits", [block(1), block(1)], year, "1")
+    assert bits.objects == [1] and np.array_equal(bits.masks(1), block(1))
+
+
+def test_davis_2016_merges_all_objects_but_void(tmp_path):
+    masks = [two_blocks(3, 1, VOID), two_blocks(1, 0), block(9), block(VOID), 0 * block()]
+    video = video_of(tmp_path, masks, "2016")
+    assert video.objects == [1]
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(video.masks(index), np.where(mask == VOID, VOID, mask > 0))
