@@ -16,9 +16,10 @@ import random
 import re
 import signal
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -105,8 +106,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     try:
         content = Path(path).read_bytes()  # from an open file, Pillow allocates what the length of a chunk claims
         with Image.open(io.BytesIO(content)) as image:
-            # Deflate packs at most 1032 bytes into one, and a byte holds at most 8 pixels. WebP and AVIF may pack
-            # better: they have Pillow's own limit (179 million pixels), as all formats have.
+            # Deflate packs at most 1032 bytes into one, and a byte holds at most 8 pixels. For WebP and AVIF, which
+            # may pack better, Pillow's own limit is left (179 million pixels).
             most = len(content) * 1032 * (8 if image.mode in ("1", "L", "P") else 1)
             if image.width * image.height > most and image.format not in ("WEBP", "AVIF"):
                 raise ValueError(f"{image.width}x{image.height} pixels cannot lie in it")
@@ -154,16 +155,13 @@ def _video_frame(path: Path, index: int) -> UInt8[Tensor, "3 h w"]:
 def _count_video_frames(path: Path) -> int:
     """The number of frames that can be decoded; 0 if the file is not a video."""
     video = _open_video(path, os.getpid())
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    if count > 0:  # containers guess: believe it only if that frame is there and is the last
-        video.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
+    claimed = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    if claimed > 0:  # containers guess: believe it only if that frame is there and is the last
+        video.set(cv2.CAP_PROP_POS_FRAMES, claimed - 1)
         if video.grab() and not video.grab():
-            return count
+            return claimed
     video.set(cv2.CAP_PROP_POS_FRAMES, 0)
-    count = 0
-    while video.grab():
-        count += 1
-    return count
+    return sum(1 for _ in iter(video.grab, False))
 
 
 class ImageFiles(Dataset):
@@ -436,12 +434,9 @@ class TwoViews:
 class FlowAugmentation:
     """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
 
-    Called with two uint8 (3, h, w) RGB images it returns two float32 (3, *crop) images in [0, 1].
-
-    Args:
-        crop: height and width of the results.
-        enlarge: whether a frame smaller than the crop is enlarged, or is a ValueError.
-        colour: the largest relative change of brightness, contrast and saturation; hue changes by a fifth of it.
+    Called with two uint8 (3, h, w) RGB images it returns two float32 (3, *crop) images in [0, 1]. A frame smaller than
+    the crop is an error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to
+    1 +- `colour`, hue by a fifth of it.
     """
 
     def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):
@@ -508,10 +503,8 @@ class ShardedStream(Sampler):
         self.order_of_pass = lru_cache(maxsize=1)(lambda number: order(np.random.default_rng((stream.seed, number))))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        step = self.stream.start_step
-        while True:
+        for step in count(self.stream.start_step):
             yield from self.step(step)
-            step += 1
 
     def step(self, number: int) -> Iterator[tuple[int, int]]:
         """What this process loads in that step."""
@@ -566,14 +559,9 @@ class SkipBadFiles(Seeded):
             except BadFile as error:
                 faults.append(str(error))
                 if len(set(faults)) > self.allowed or len(faults) == len(self.dataset):  # or none is good
-                    raise ValueError(too_many_bad_files(faults, self.allowed, self.dataset.file_count)) from error
+                    counts = f"{len(faults)} of {self.dataset.file_count} files cannot be used"
+                    raise ValueError(f"{counts}, and --bad-files allows {self.allowed}: {faults[0]}") from error
                 index = (index + 1) % len(self.dataset)
-
-
-def too_many_bad_files(faults: Collection[str], allowed: int, files: int) -> str:
-    """The sentence that ends a run."""
-    counts = f"{len(faults)} of {files} files cannot be used, and --bad-files allows {allowed}"
-    return f"{counts}; mend them, or allow more. One of them: {next(iter(faults))}"
 
 
 def _collate(items: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:

@@ -1,4 +1,10 @@
-"""MovingShapes: textured shapes that move over a moving background, with exact flow. Video that needs no files."""
+"""MovingShapes: textured shapes that move over a moving background, with exact flow. Video that needs no files.
+
+It is not from the paper: it lets everything run, learn and be measured without a download.
+
+    item = MovingShapes(size=(128, 128), frames=2)[0]  # images, flow, visibility, classes
+    image_1, image_2 = ShapePairs()[0]  # uint8 frames for training
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,16 +20,14 @@ from data import PALETTE
 
 SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
 """Names of the values of MovingShapes' `classes`."""
-
-
-TEXTURE_SIZE = 256
-
-
-SILHOUETTE_SIZE = 128
+TEXTURE_SIZE, SILHOUETTE_SIZE = 256, 128
 
 
 def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndarray:
-    """Noise (256, 256, channels) of deviation 1, amplitude falling as 1 / frequency^slope; natural images: about 1."""
+    """Noise (256, 256, channels) of standard deviation 1 whose amplitude falls as 1 / frequency^slope.
+
+    The slope of natural images is about 1.
+    """
     frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None]).astype(np.float32)
     frequency[0, 0] = np.inf
     white = rng.standard_normal((channels, TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
@@ -32,27 +36,27 @@ def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndar
 
 
 def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
-    """Opaque discs and polygons over each other, radii of density 1 / r^3: edges as in natural images."""
+    """Overlapping discs and polygons with radii of density 1 / r^3: edges as in natural images."""
     canvas = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE, 3), np.float32)
     radii = 3 / np.sqrt(rng.uniform(3**2 / 70**2, 1, 500))
-    centers = rng.uniform(-20, TEXTURE_SIZE + 20, (500, 2))
-    colors = rng.standard_normal((500, 1)) + 0.5 * rng.standard_normal((500, 3))
-    for radius, center, color in zip(radii, centers, colors, strict=True):
+    centres = rng.uniform(-20, TEXTURE_SIZE + 20, (500, 2))
+    colours = rng.standard_normal((500, 1)) + 0.5 * rng.standard_normal((500, 3))
+    for radius, centre, colour in zip(radii, centres, colours, strict=True):
         corners = int(rng.choice((3, 4, 5, 24)))
         angles = 2 * np.pi * (np.arange(corners) + rng.random()) / corners
-        points = center + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
-        cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], color.tolist(), shift=4)
+        points = centre + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+        cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], colour.tolist(), shift=4)
     return canvas
 
 
 def _cells(rng: np.random.Generator) -> np.ndarray:
-    """Patches of one colour each around random points, darker towards their rims."""
+    """Patches of one colour around random points, darker towards their rims."""
     count = int(rng.integers(60, 500))
     others = np.ones((TEXTURE_SIZE, TEXTURE_SIZE), np.uint8)
     others[tuple(rng.integers(0, TEXTURE_SIZE, (2, count)))] = 0
     distance, label = cv2.distanceTransformWithLabels(others, cv2.DIST_L2, 5)
-    colors = rng.standard_normal((count + 1, 1)) + 0.4 * rng.standard_normal((count + 1, 3))
-    return colors[label] - rng.uniform(0, 0.15) * distance[..., None]
+    colours = rng.standard_normal((count + 1, 1)) + 0.4 * rng.standard_normal((count + 1, 3))
+    return colours[label] - rng.uniform(0, 0.15) * distance[..., None]
 
 
 def _two_tones(rng: np.random.Generator) -> np.ndarray:
@@ -69,13 +73,13 @@ def _two_tones(rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _textures(count: int = 48) -> list[np.ndarray]:
-    """The bank that layers are cut from: uint8 (256, 256, 3), mean about 128, deviation about 50."""
+    """The textures of layers: uint8 (256, 256, 3), mean about 128, standard deviation about 50."""
     rng = np.random.default_rng(0)
     bank = []
     for i in range(count):
         if i % 4 == 0:
-            color = _noise(rng, rng.uniform(0.8, 1.5), 3)
-            texture = color + 2 * color.mean(axis=2, keepdims=True)
+            colour = _noise(rng, rng.uniform(0.8, 1.5), 3)
+            texture = colour + 2 * colour.mean(axis=2, keepdims=True)
         else:
             texture = (_dead_leaves, _dead_leaves, (_two_tones, _cells)[i // 4 % 2])[i % 4 - 1](rng)
         texture = texture + rng.uniform(0.1, 0.35) * texture.std() * _noise(rng, rng.uniform(0.0, 1.0))
@@ -85,7 +89,7 @@ def _textures(count: int = 48) -> list[np.ndarray]:
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Of a (n, n) mask that covers [-1, 1]^2, at the silhouettes' size."""
+    """The signed distance to the outline of a (n, n) mask that covers [-1, 1]^2, at the silhouettes' size."""
     inside, outside = (cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5) for m in (mask, ~mask))
     distance = (inside - outside) * 2 / len(mask)
     return cv2.resize(distance, (SILHOUETTE_SIZE, SILHOUETTE_SIZE), interpolation=cv2.INTER_AREA)
@@ -122,28 +126,28 @@ def _silhouettes() -> list[list[np.ndarray]]:
 
 
 class _Scene(NamedTuple):
-    """What one index of MovingShapes shows: n layers (the background first, then from far to near) over t frames."""
+    """The n layers of an item (the background first, then from far to near) over t frames."""
 
     textures: list[np.ndarray]
     texture_maps: np.ndarray  # (n, 3, 3) layer coordinates -> texture pixel
-    colors: np.ndarray  # (n, 3, 4) affine colour change of the texture
+    colours: np.ndarray  # (n, 3, 4) affine colour change of the texture
     classes: np.ndarray  # (n,)
     silhouettes: list[np.ndarray | None]
     silhouette_maps: np.ndarray  # (n, 3, 3) layer coordinates -> silhouette pixel
     to_pixel: np.ndarray  # (n, t, 3, 3) layer coordinates -> image pixel
     from_pixel: np.ndarray  # (n, t, 3, 3) its inverse
-    reach: np.ndarray  # (n, t) radius of the layer in image pixels, endless for the background
+    reach: np.ndarray  # (n, t) radius of the layer in image pixels, infinite for the background
     gains: np.ndarray  # (t, 2) brightness factor and offset of each frame
 
 
 _Window = tuple[slice, slice]  # rows and columns of an image
 
 
-def _window(center: np.ndarray, reach: float, bounds: _Window) -> _Window | None:
-    """The part of `bounds` that a disc can touch, None if it touches nothing."""
+def _window(centre: np.ndarray, reach: float, bounds: _Window) -> _Window | None:
+    """The part of `bounds` that a disc can touch, None if there is none."""
     reach = min(reach, 1e6) + 1  # one pixel for the soft edge
     window = []
-    for middle, bound in zip(center[::-1], bounds, strict=True):
+    for middle, bound in zip(centre[::-1], bounds, strict=True):
         start, stop = max(int(middle - reach), bound.start), min(int(middle + reach) + 2, bound.stop)
         if start >= stop:
             return None
@@ -161,18 +165,18 @@ def _cut(source: np.ndarray, matrix: np.ndarray, window: _Window, border: int = 
     return cv2.warpAffine(source, affine, size, flags=flags, borderMode=border, borderValue=-1.0)
 
 
-def _affine(center: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
-    """(..., 3, 3) matrices that scale (x and y apart: (..., 2)), turn, and shift by `center` (..., 2)."""
+def _affine(centre: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
+    """(..., 3, 3) matrices that scale (x and y apart: (..., 2)), turn, and shift by `centre` (..., 2)."""
     matrix = np.zeros((*scale.shape[:-1], 3, 3))
     matrix[..., 0, 0], matrix[..., 0, 1] = np.cos(angle) * scale[..., 0], -np.sin(angle) * scale[..., 1]
     matrix[..., 1, 0], matrix[..., 1, 1] = np.sin(angle) * scale[..., 0], np.cos(angle) * scale[..., 1]
-    matrix[..., :2, 2] = center
+    matrix[..., :2, 2] = centre
     matrix[..., 2, 2] = 1
     return matrix
 
 
 def _random_colors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Affine colour changes (count, 3, 4): hue turned about the grey axis, saturation, contrast, and another mean."""
+    """Affine colour changes (count, 3, 4): of hue (about the grey axis), saturation, contrast, and mean."""
     hue, saturation, contrast = (rng.uniform(a, b, (count, 1, 1)) for a, b in ((0, 2 * np.pi), (0.2, 1.5), (0.35, 1.2)))
     grey = np.full((3, 3), 1 / 3)
     quarter_turn = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
@@ -184,11 +188,11 @@ def _random_colors(rng: np.random.Generator, count: int) -> np.ndarray:
 class MovingShapes(Dataset):
     """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
 
-    Every layer has its own, slightly slackening speed; nearer shapes hide farther ones, and shapes leave the frame. A
-    layer shifts by 0.3 px to `max_motion` times the shorter side per frame (in between, mostly long); turning and
-    growing add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
+    Each layer has its own, slightly decreasing speed; nearer shapes hide farther ones, and shapes leave the frame. A
+    layer shifts by 0.3 px to `max_motion` times the shorter side per frame, mostly far; rotation and
+    growth add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
     scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each
-    class has one texture and its colours, by default every shape has any of all.
+    class has one texture and its colours, otherwise any shape has any of them.
 
     An item depends on (seed, index) alone:
         images            float32 (t, 3, h, w) in [0, 1]
@@ -240,7 +244,7 @@ class MovingShapes(Dataset):
         return f"MovingShapes {index} of seed {self.seed}"
 
     def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
-        """The first `count` frames alone, at half the cost of an item."""
+        """The first `count` frames, at half the cost of an item."""
         scene = self._scene(index)
         return torch.from_numpy(np.stack([self._render(scene, t)[0] for t in range(count)]))
 
@@ -250,10 +254,10 @@ class MovingShapes(Dataset):
         rng = np.random.default_rng((self.seed, index))
         h, w = self.size
         n = 1 + int(rng.integers(1, self.max_shapes + 1))
-        center = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
+        centre = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
         radius = min(h, w) * np.exp(rng.uniform(np.log(0.2), np.log(0.6), n))
-        center[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
-        to_pixel, zoom = self._trajectories(rng, center, radius)
+        centre[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
+        to_pixel, zoom = self._trajectories(rng, centre, radius)
 
         classes = rng.integers(1, len(SHAPE_CLASSES), n)
         classes[0] = 0
@@ -266,13 +270,13 @@ class MovingShapes(Dataset):
         texture_maps = _affine(
             rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(0.5, 1.9, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
         )
-        colors = _random_colors(rng, n)
+        colours = _random_colors(rng, n)
         if self.looks_by_class:
-            textures, colors = classes, _random_colors(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
+            textures, colours = classes, _random_colors(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
         return _Scene(
             textures=[_textures()[i] for i in textures],
             texture_maps=texture_maps,
-            colors=colors,
+            colours=colours,
             classes=classes,
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
             silhouette_maps=_affine(
@@ -285,9 +289,9 @@ class MovingShapes(Dataset):
         )
 
     def _trajectories(
-        self, rng: np.random.Generator, center: np.ndarray, radius: np.ndarray
+        self, rng: np.random.Generator, centre: np.ndarray, radius: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Layer-to-pixel maps (n, t, 3, 3) and zooms (n, t); the layers stand at `center` in the middle of the clip."""
+        """Layer-to-pixel maps (n, t, 3, 3) and zooms (n, t); layers are at `centre` in the middle of the clip."""
         n, t = len(radius), self.frames
         longest = max(self.max_motion * min(self.size), 1e-6)
         shortest = min(0.3, longest)
@@ -304,7 +308,7 @@ class MovingShapes(Dataset):
         time -= time.mean(axis=1, keepdims=True)
         zoom = np.exp(growth * time)
         angle = rng.uniform(0, 2 * np.pi, (n, 1)) + turn * time
-        return _affine(center[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
+        return _affine(centre[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
 
     def _render(self, scene: _Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame t: the image uint8 (3, h, w) and the layer that owns each pixel, uint8 (h, w)."""
@@ -317,7 +321,7 @@ class MovingShapes(Dataset):
             if window is None:
                 continue
             texture = _cut(scene.textures[layer], scene.texture_maps[layer] @ from_pixel, window, cv2.BORDER_REFLECT)
-            texture = cv2.transform(texture, scene.colors[layer])
+            texture = cv2.transform(texture, scene.colours[layer])
             if silhouette is None:
                 canvas[window] = texture
             else:
@@ -359,7 +363,7 @@ class MovingShapes(Dataset):
 
 
 class ShapePairs(MovingShapes):
-    """The first two frames of each MovingShapes scene, as a source of the flow task."""
+    """The first two frames of each MovingShapes scene, for the flow task."""
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
         image_1, image_2 = self.images(index, 2)
@@ -367,7 +371,7 @@ class ShapePairs(MovingShapes):
 
 
 class ShapeImages(MovingShapes):
-    """The first frame of each MovingShapes scene, as a source of the content task."""
+    """The first frame of each MovingShapes scene, for the content task."""
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return self.images(index, 1)[0]
@@ -376,8 +380,8 @@ class ShapeImages(MovingShapes):
 class ShapeLabels(MovingShapes):
     """The first frame of each MovingShapes scene with the classes of its pixels, as `LabelledImages` gives them.
 
-    Each class has a look of its own, as things in the world have, and there are up to 8 shapes. (Where all classes
-    share all textures and colours, only a whole outline tells a class, which no linear head can read.)
+    Each class has a look of its own, as things in the world do, and there are up to 8 shapes. (If all classes shared
+    all looks, only a whole outline would identify a class, which no linear head can read.)
     """
 
     classes, colours, notes = SHAPE_CLASSES, PALETTE[: len(SHAPE_CLASSES)], ()

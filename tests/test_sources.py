@@ -229,7 +229,7 @@ def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at
 def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
     black_and_white = np.zeros((2, 3, 4))
     black_and_white[1, :, 3] = 255
-    monkeypatch.setattr(sources.moving_shapes, "_random_colors", lambda rng, count: black_and_white)
+    monkeypatch.setattr(sources.moving_shapes, "_random_colours", lambda rng, count: black_and_white)
     for index in range(20):
         item = MovingShapes(max_shapes=1, brightness=0.0)[index]
         white, owned = item["images"].mean(dim=1), item["instances"] == 1
