@@ -10,17 +10,18 @@ import json
 import os
 import re
 import sys
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -196,41 +197,25 @@ def find_shots(path: Path) -> list[range]:
     if not shots:
         raise ValueError(f"{path}: cannot be decoded; convert the film, or use its frames as a folder")
     with suppress(OSError):  # a folder without write permission
-        temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"size": size, "shots": shots}) + "\n")
-        os.replace(temporary, cache)
+        cache.write_text(json.dumps({"size": size, "shots": shots}) + "\n")
     return [range(*shot) for shot in shots]
 
 
-class Mix(Dataset):
+class Mix(ConcatDataset):
     """Several sets of pairs as one, each repeated a number of times in a pass."""
 
     def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: list[str] | None = None):
+        super().__init__([part for name, part in parts.items() for _ in range(repeats[name])])
         self.parts, self.repeats, self.notes = parts, {name: repeats[name] for name in parts}, notes or []
         self.lengths = {name: len(part) * repeats[name] for name, part in parts.items()}
-
-    def __len__(self) -> int:
-        return sum(self.lengths.values())
-
-    def _locate(self, index: int) -> tuple[Dataset, int]:
-        """The set that an item belongs to, and its index there."""
-        for name, part in self.parts.items():
-            if index < self.lengths[name]:
-                return part, index % len(part)
-            index -= self.lengths[name]
-        raise IndexError("beyond the end of the mix")
-
-    def __getitem__(self, index: int) -> Any:
-        part, place = self._locate(index)
-        return part[place]
 
     @property
     def file_count(self) -> int:
         return sum(part.file_count for part in self.parts.values())
 
     def name(self, index: int) -> str:
-        part, place = self._locate(index)
-        return part.name(place)
+        number = bisect_right(self.cumulative_sizes, index)
+        return self.datasets[number].name(index - self.cumulative_sizes[number] + len(self.datasets[number]))
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """A shuffled pass: each set comes at an even rate, and all of it before any of it comes again."""
