@@ -81,14 +81,10 @@ class Config:
     weight_decay: float = 1e-6  # Of AdamW (second-hand).
     warmup_epochs: float = 10.0  # Linear warm-up of the learning rates, then a cosine to 0 (field: VICReg).
     adam_beta2: float = 0.999  # Memory of AdamW's second moment (field: torch's default).
-    clip_gradient: float = 1.0
-    """Largest gradient norm of each part: encoder, estimator, expander (field). With one norm over all of them, the
-    loudest part would silence the others."""
+    clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (field).
     regularisation_warmup_epochs: float = 1.0  # Eq. 6 grows linearly for this long after the flow start (second-hand).
-    mask_warmup_epochs: float = 1.0
-    """Occlusion masks switch on this long after the flow start (field: untrained flow masks everything)."""
-    precision: Literal["auto", "float32"] = "auto"
-    """auto: bfloat16 autocast on a GPU that has it, else float32. (On a CPU bfloat16 saved no time and gave NaN.)"""
+    mask_warmup_epochs: float = 1.0  # Masks switch on this long after it (field: untrained flow masks everything).
+    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 autocast on a GPU that has it, else float32.
     compile: bool = False  # torch.compile: minutes of compiling at the start and where tasks change, then faster steps.
 
     log_every: int = 20  # Steps between two lines of metrics.
@@ -144,9 +140,7 @@ def parse(arguments: list[str]) -> Config:
     if arguments and not arguments[0].startswith("-"):
         first, *arguments = arguments
         if first not in PRESETS and not first.endswith(".json"):
-            raise ValueError(
-                f"unknown preset {first!r}: choose {' or '.join(PRESETS)}, a config.json, or begin with a flag"
-            )
+            raise ValueError(f"unknown preset {first!r}: choose {', '.join(PRESETS)}, or name a run's config.json")
         default = PRESETS[first] if first in PRESETS else checkpoint.read_config(Path(first), Config)
     return tyro.cli(Config, default=default, args=arguments, description=__doc__)
 
@@ -158,7 +152,7 @@ def check(config: Config) -> None:
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
     only_one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
     for wrong, message in (
-        (min(config.epochs, config.video_batch) < 1, "--epochs and --video-batch must be at least 1"),
+        (config.video_batch < 1, "--video-batch must be at least 1"),
         (config.image_batch < 2, "--image-batch must be at least 2: VICReg's terms are statistics over images"),
         (images % world, f"--image-batch {images} must be a multiple of the {world} processes"),
         (pairs % world, f"--video-batch {pairs} must be a multiple of the {world} processes"),
@@ -166,13 +160,11 @@ def check(config: Config) -> None:
         (only_one_task and config.strategy != "combined", f"--strategy {config.strategy} needs another --task"),
         (
             flow_alone and flow_start_epoch(config) == 0 and not trained,
-            f"--strategy {config.strategy} needs a trained encoder: give a checkpoint with --init, or learn content "
-            "first, until --flow-start-epoch",
+            f"--strategy {config.strategy} needs a trained encoder: give --init, or content first (--flow-start-epoch)",
         ),
         (
             config.task == "mcjepa" and flow_start_epoch(config) >= config.epochs,
-            f"--flow-start-epoch {config.flow_start_epoch:g} is not before the end at --epochs {config.epochs}: start "
-            "earlier, or choose --task vicreg",
+            f"--flow-start-epoch {config.flow_start_epoch:g} must be before the end, --epochs {config.epochs}",
         ),
     ):
         if wrong:
@@ -268,35 +260,31 @@ def as_floats(*images: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 h w"], 
     return tuple(image.float() / 255 for image in images)
 
 
-def open_videos(config: Config) -> Source | None:
-    """The video pairs; None if no step learns flow."""
-    if config.task == "vicreg":
-        return None
+def open_sources(config: Config) -> tuple[Source | None, Source | None]:
+    """The video pairs, and the images in two views; None for a task that no step learns."""
+    videos = images = None
     transform, note = None, ""
-    if config.video_dir:
-        pairs = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
-    elif config.data_root:
-        pairs = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
-        note = describe_mix(pairs)
-    else:
-        pairs, transform = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
-        note = "no --video-dir: training on the embedded videos, MovingShapes"
-    return Source("frames", pairs, transform, config.video_batch, note)
-
-
-def open_images(config: Config) -> Source | None:
-    """The images in two views; None if no step learns content."""
-    if config.task == "mjepa" or (config.strategy in ("frozen", "finetune") and flow_start_epoch(config) == 0):
-        return None
-    note = ""
-    if config.image_dir:
-        images = ImageFiles(config.image_dir)
-    elif config.data_root:
-        images = ImageNet(config.data_root)
-    else:
-        images = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
-        note = "no --image-dir: training on the embedded images, frames of MovingShapes"
-    return Source("images", images, TwoViews(config.image_size), config.image_batch, note)
+    if config.task != "vicreg":
+        if config.video_dir:
+            data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
+        elif config.data_root:
+            data = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
+            note = describe_mix(data)
+        else:
+            data, transform = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
+            note = "no --video-dir: training on the embedded videos, MovingShapes"
+        videos = Source("frames", data, transform, config.video_batch, note)
+    if config.task != "mjepa" and not (config.strategy in ("frozen", "finetune") and flow_start_epoch(config) == 0):
+        note = ""
+        if config.image_dir:
+            data = ImageFiles(config.image_dir)
+        elif config.data_root:
+            data = ImageNet(config.data_root)
+        else:
+            data = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
+            note = "no --image-dir: training on the embedded images, frames of MovingShapes"
+        images = Source("images", data, TwoViews(config.image_size), config.image_batch, note)
+    return videos, images
 
 
 def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Optimizer]:
@@ -331,7 +319,7 @@ class Run(NamedTuple):
 
 def open_run(config: Config) -> Run:
     """Opens the data, builds the model, and loads the checkpoint in --output-dir, or the weights of --init."""
-    device, videos, images = processes.own_device(), open_videos(config), open_images(config)
+    device, (videos, images) = processes.own_device(), open_sources(config)
     # With other data the same seed would make another run.
     settings = checkpoint.as_json(config) | {f"number of {s.kind}": len(s.data) for s in (videos, images) if s}
     model, optimizer = build(config, device)
@@ -377,9 +365,6 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
         # Gradients as views of the buckets: otherwise they are there twice.
         module = DistributedDataParallel(model, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)
     return torch.compile(module) if config.compile else module
-
-
-# ----------------------------------------------------------------------------------------------------------- one step
 
 
 def take_step(
@@ -430,24 +415,22 @@ def take_step(
 
 
 def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Three pairs of the run's videos whose flow is drawn after each epoch: (image_1, image_2, true flow or None)."""
+    """Three pairs of the run's videos, to draw their flow: (image_1, image_2, true flow or None)."""
     if config.video_dir is None and config.data_root is None:
         return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in shapes_pairs(3, config.crop)]
     readable = SkipBadFiles(videos.data, videos.transform, config.seed, allowed_bad_files(config, videos))
     return [(*readable[(i, i * len(videos.data) // 3)][0], None) for i in range(3)]
 
 
-def validate(run: Run, pairs: list[tuple], log: Log, step: int, epoch: int) -> float:
-    """Measures the flow on unseen MovingShapes, and draws that of `pairs`; returns the end-point error."""
+def validate(run: Run, log: Log, step: int, epoch: int) -> float:
+    """Measures the flow on unseen MovingShapes, and draws that of the run's videos; returns the error."""
     config, model = run.config, run.model.eval()
     errors = flow_errors_on_shapes(model, config.validation_pairs, config.crop)
     log.write(step, {f"validation/{name}": value for name, value in errors.items()})
-    log.say(
-        f"epoch {epoch}: end-point error {errors['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs "
-        f"(zero flow {errors['epe_zero']:.2f})"
-    )
+    measured = f"end-point error {errors['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs"
+    log.say(f"epoch {epoch}: {measured} (zero flow {errors['epe_zero']:.2f})")
     figures = []
-    for image_1, image_2, truth in pairs:
+    for image_1, image_2, truth in pairs_to_draw(config, run.videos):
         flow = model.estimate_flow(*(image[None].to(run.device) for image in (image_1, image_2)))
         figures.append(flow_figure(image_1, image_2, flow[0].cpu(), truth))
     log.picture(f"epoch_{epoch:03d}", step, torch.cat(figures, dim=1))
@@ -485,14 +468,12 @@ def train(config: Config) -> None:
     flow_steps, content_steps = plan.taken(start)
     video_batches = batches(config, run.videos, flow_steps, run.device)
     image_batches = batches(config, run.images, content_steps, run.device)
-    pairs = pairs_to_draw(config, run.videos) if main and run.videos else []
     with closing(Log(config.output_dir, start, plan.last, main)) as log, processes.stop_signals() as signals:
         if main:
             checkpoint.write_json(config.output_dir / "config.json", checkpoint.as_json(config))
             checkpoint.write_json(config.output_dir / "environment.json", environment(run.device))
-        allowed = {source.kind: allowed_bad_files(config, source) for source in sources}
-        faults = Faults(log, allowed, run.state["faults"])
-        numbers: dict[str, Tensor] = {}
+        faults = Faults(log, {s.kind: allowed_bad_files(config, s) for s in sources}, run.state["faults"])
+        numbers = {}
         for step in range(start, plan.last):
             if step in (start, plan.flow_start):
                 choose_parts(config, run.model, flow_started=step >= plan.flow_start)
@@ -514,7 +495,7 @@ def train(config: Config) -> None:
                 log.advance(0, f"loss {line['total']:.3f}")
             epoch_ends = done % plan.per_epoch == 0 or done == plan.last
             stop = [name for kind, name in reports if kind == "signal"]
-            error = validate(run, pairs, log, done, epoch) if main and epoch_ends and run.videos else math.inf
+            error = validate(run, log, done, epoch) if main and epoch_ends and run.videos else math.inf
             improved, best = error < best, min(error, best)
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
