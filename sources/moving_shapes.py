@@ -175,7 +175,7 @@ def _affine(centre: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0
     return matrix
 
 
-def _random_colors(rng: np.random.Generator, count: int) -> np.ndarray:
+def _random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
     """Affine colour changes (count, 3, 4): of hue (about the grey axis), saturation, contrast, and mean."""
     hue, saturation, contrast = (rng.uniform(a, b, (count, 1, 1)) for a, b in ((0, 2 * np.pi), (0.2, 1.5), (0.35, 1.2)))
     grey = np.full((3, 3), 1 / 3)
@@ -270,9 +270,9 @@ class MovingShapes(Dataset):
         texture_maps = _affine(
             rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(0.5, 1.9, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
         )
-        colours = _random_colors(rng, n)
+        colours = _random_colours(rng, n)
         if self.looks_by_class:
-            textures, colours = classes, _random_colors(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
+            textures, colours = classes, _random_colours(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
         return _Scene(
             textures=[_textures()[i] for i in textures],
             texture_maps=texture_maps,
