@@ -1,4 +1,4 @@
-"""How the benchmarks measure: ways that take turns, peaks of memory, and what the machine can do at most."""
+"""How the benchmarks measure: ways that take turns, peaks of memory, counts of work, and the limits of the machine."""
 
 import ctypes
 import json
@@ -19,53 +19,53 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Way = Callable[[], Sequence[Tensor] | None]
-"""One way to do a thing; returns what it computed, gradients too."""
+"""One way to compute something; returns the results, gradients included."""
 
 
-def wait(device: torch.device) -> None:
-    """Until the GPU has done what it was told."""
+def synchronise(device: torch.device) -> None:
+    """Waits until the GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def in_turns(
+def take_turns(
     ways: dict[str, Way],
     repeats: int,
     device: torch.device,
     warmup: int = 2,
     before: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` times, one way after the other in each round: what disturbs one disturbs all.
+    """Seconds of each way, `repeats` times. The ways take turns, so that a disturbance of the machine hits them alike.
 
-    `before` is called before each, and does not count.
+    `before` is called before each, and is not measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-warmup, repeats):
         for name, way in ways.items():
             before()
-            wait(device)
+            synchronise(device)
             start = time.perf_counter()
             way()
-            wait(device)
+            synchronise(device)
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def peak_memory(way: Way, device: torch.device) -> float:
-    """The most memory that a way takes beyond what is held before it, in GB; on a CPU call it in a fresh process."""
-    way()  # workspaces of libraries, the optimizer's state
+    """The peak of memory of a way beyond what is held before it, in GB. On a CPU call it in a new process."""
+    way()  # allocates workspaces of libraries, and the optimizer's state
     if device.type == "cuda":
-        wait(device)
+        synchronise(device)
         held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         way()
-        wait(device)
+        synchronise(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 1e9
-    with suppress(AttributeError):  # glibc: what is free goes back to the system
+    with suppress(AttributeError):  # with glibc, free memory goes back to the system
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
         return math.nan  # not Linux: the peak of the first call would hide that of the second
     held = peak_of_process()
@@ -74,32 +74,30 @@ def peak_memory(way: Way, device: torch.device) -> float:
 
 
 def peak_of_process() -> float:
-    """The most memory that this process has held, in GB. Linux only."""
+    """The most memory that this process has held, in GB (Linux only)."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest relative difference between tensors of two ways, each by its norm."""
+    """The largest relative difference between the results of two ways, each by its norm."""
     pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack([(a - b).norm() / b.norm().clamp(min=1e-12) for a, b in pairs]).max().item()  # NaN stays NaN
 
 
-class Spread(NamedTuple):
-    """The median of several measurements, and their quartiles."""
-
+class Quartiles(NamedTuple):
     median: float
     low: float
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of one value, thrice that."""
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """The median of several measurements, and their quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [*values]
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)
 
 
-class Bytes(TorchDispatchMode):
-    """Counts what all operations within read and write, as if nothing stayed in a cache; views cost nothing."""
+class CountBytes(TorchDispatchMode):
+    """Counts the bytes that all operations read and write, as if nothing stayed in a cache. Views cost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,60 +110,60 @@ class Bytes(TorchDispatchMode):
         name = schema.name.removeprefix("aten::")
         if is_view or name == "_unsafe_view" or name.startswith(("empty", "new_empty")):
             return result
-        read, written = tensors((arguments, keywords)), tensors(result)
+        read, written = tensors_in((arguments, keywords)), tensors_in(result)
         if name in ("copy_", "fill_", "zero_") or name.endswith("_like") or name.startswith("new_"):
-            read = read[1:]  # what stands there is not looked at
-        if not schema.returns:  # as the fused AdamW, which writes into its arguments
+            read = read[1:]  # the first argument is overwritten, or only its shape counts
+        if not schema.returns:  # such as the fused AdamW, which writes into its arguments
             changed = [(a, x) for a, x in zip(schema.arguments, arguments, strict=False) if a.alias_info is not None]
-            written = [x for a, x in changed if a.alias_info.is_write and a.name != "grads"]  # these only when scaled
-        self.total += sum(bytes_of(x) for x in read + tensors(written))
+            # It writes gradients only to scale them.
+            written = tensors_in([x for a, x in changed if a.alias_info.is_write and a.name != "grads"])
+        self.total += sum(bytes_of(x) for x in read + written)
         return result
 
 
 def bytes_of(x: Tensor) -> int:
-    """Its own, and not once more for each repeat along an expanded axis."""
+    """The bytes of a tensor, without the repeats along an expanded axis."""
     return math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) * x.element_size()
 
 
-def tensors(tree) -> list[Tensor]:
-    """All tensors in lists, tuples and dictionaries."""
+def tensors_in(tree: Any) -> list[Tensor]:
     return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def convolution_backward(gradient_shape, x_shape, w_shape, *arguments, out_shape=None, **_) -> int:
-    """FLOPs; torch's own count takes the gradient of a depthwise convolution's weight for that of a dense one."""
+    """FLOPs. torch's own count takes the weight gradient of a depthwise convolution for that of a dense one."""
     forward = 2 * math.prod(gradient_shape) * math.prod(w_shape[1:])
-    return forward * sum(arguments[-1][:2])  # the mask of what is wanted: of the input, of the weight
+    return forward * sum(arguments[-1][:2])  # which gradients are wanted: of the input, of the weight
 
 
-def work(way: Way) -> tuple[float, float]:
-    """FLOPs (of matrix products and convolutions, a multiplication and an addition being two) and bytes of a way."""
+def count_work(way: Way) -> tuple[float, float]:
+    """FLOPs (of matrix products and convolutions; a multiplication and an addition are two) and bytes of a way."""
     corrected = {torch.ops.aten.convolution_backward: convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=corrected) as flops:
         way()
-    with Bytes() as traffic:
+    with CountBytes() as traffic:
         way()
     return float(flops.get_total_flops()), float(traffic.total)
 
 
-def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
-    """What the machine does at most: FLOP/s of a large product, of matrices and as a convolution, which come from
+def measure_ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
+    """The most that the machine does: FLOP/s of a large matrix product and of a large convolution, which come from
     different libraries, and bytes/s (read and written) of a large copy or sum."""
     gpu = device.type == "cuda"
-    n, kind = (8192, torch.bfloat16) if gpu else (3072, torch.float32)
-    a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in "ab")
-    image = torch.randn(128 if gpu else 8, 256, 64, 64, device=device, dtype=kind)
+    n, dtype = (8192, torch.bfloat16) if gpu else (3072, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in "ab")
+    image = torch.randn(128 if gpu else 8, 256, 64, 64, device=device, dtype=dtype)
     image = image.to(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, device=device, dtype=kind)
+    weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
     source = torch.randn(2**28 if gpu else 2**26, device=device)
     target = torch.empty_like(source)
     ways = {
         "matrices": lambda: a @ b,
         "convolution": lambda: F.conv2d(image, weight, padding=1),
         "copy": lambda: target.copy_(source),
-        "sum": lambda: target.add_(source),  # per byte faster than a copy, which on a CPU reads what it writes over
+        "sum": lambda: target.add_(source),  # faster per byte than a copy, which on a CPU reads what it overwrites
     }
-    best = {name: min(seconds) for name, seconds in in_turns(ways, repeats, device).items()}
+    best = {name: min(seconds) for name, seconds in take_turns(ways, repeats, device).items()}
     return {
         "matrices": 2 * n**3 / best["matrices"],
         "convolution": 2 * image.numel() * weight[0].numel() / best["convolution"],
@@ -173,16 +171,17 @@ def ceilings(device: torch.device, repeats: int = 10) -> dict[str, float]:
     }
 
 
-def run_child(command: list[str]) -> Any:
-    """What a Python process of ours prints as its last line, in JSON. ValueError with its last words if it fails."""
+def run_python(command: list[str]) -> Any:
+    """Runs a script of ours; returns its last line, read as JSON. A ValueError has the last line of a script that
+    failed."""
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}; was the memory enough?"]
-        raise ValueError(f"{' '.join(command)}: {words[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}; was there enough memory?"]
+        raise ValueError(f"{' '.join(command)}: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """By which power costs grow with size: the slope of a straight line through their logarithms."""
+    """The power by which costs grow with size: the slope of a straight line through their logarithms."""
     x, y = [math.log(v) for v in sizes], [math.log(max(v, 1e-12)) for v in costs]
     return statistics.linear_regression(x, y).slope
