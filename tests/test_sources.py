@@ -48,7 +48,7 @@ from helpers import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 from torchvision import datasets
 from torchvision.datasets import _optical_flow, utils
 
@@ -473,28 +473,19 @@ def test_cuts_are_found_by_counting_frames_whatever_their_times(tmp_path):
 # ------------------------------------------------------------------------------------------------ the mix
 
 
-class Items(Dataset):
-    """Each item is (number of the set, its own index)."""
-
-    def __init__(self, number, length):
-        self.number, self.length = number, length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        return torch.tensor([self.number, range(self.length)[index]])
-
-
 def mix_of(*lengths_and_repeats):
-    parts = {str(k): Items(k, length) for k, (length, _) in enumerate(lengths_and_repeats)}
-    return Mix(parts, {str(k): repeats for k, (_, repeats) in enumerate(lengths_and_repeats)})
+    """A mix of sets whose items are (number of the set, their own index)."""
+    lengths, repeats = zip(*lengths_and_repeats, strict=True)
+    items = [torch.tensor([[k, i] for i in range(length)]) for k, length in enumerate(lengths)]
+    return Mix(
+        {str(k): TensorDataset(each) for k, each in enumerate(items)}, {str(k): n for k, n in enumerate(repeats)}
+    )
 
 
 def drawn(mix, count, seed=0):
     """The first draws of a single process, as (number of the set, index in it)."""
     stream = ShardedStream(len(mix), 1, Stream(seed), mix.order)
-    return [tuple(mix[index].tolist()) for _, index in islice(stream, count)]
+    return [tuple(mix[index][0].tolist()) for _, index in islice(stream, count)]
 
 
 contents = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=4)
@@ -504,7 +495,7 @@ contents = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1
 @given(content=contents, seed=seeds)
 def test_a_pass_repeats_each_set_at_an_even_rate_and_wholly_before_any_of_it_comes_again(content, seed):
     mix = mix_of(*content)
-    assert [tuple(mix[index].tolist()) for index in range(len(mix))] == [
+    assert [tuple(mix[index][0].tolist()) for index in range(len(mix))] == [
         (k, i) for k, (length, repeats) in enumerate(content) for _ in range(repeats) for i in range(length)
     ]
     items = drawn(mix, 3 * len(mix), seed)
@@ -522,7 +513,7 @@ def test_a_pass_repeats_each_set_at_an_even_rate_and_wholly_before_any_of_it_com
 
 def batches(count, *stream, workers=0, batch=6):
     loader = make_loader(mix_of((30, 1), (7, 4), (5, 9)), None, batch, Stream(*stream), workers)
-    return torch.stack(list(islice(loader, count)))
+    return torch.stack([items for (items,) in islice(loader, count)])
 
 
 def test_a_loader_walks_a_mix_in_its_own_order_whatever_the_workers_the_processes_and_the_first_step():
@@ -1161,14 +1152,6 @@ def test_images_are_smoothed_before_they_are_made_smaller():
     augment.change = lambda view: view.float() / 255  # no colours
     picture, _ = augment(image, torch.zeros(64, 64, dtype=torch.int64))
     assert picture[:, :, 2:-2].mean().item() == pytest.approx(0.25, abs=0.03)
-
-
-def test_the_loader_gives_batches_of_labelled_images(tmp_path):
-    write_label_set(tmp_path, "voc")
-    for dataset in (find_labels(tmp_path, None, "train")[1], ShapeLabels(100, (24, 32), seed=0)):
-        images, labels = next(iter(make_loader(dataset, LabelAugmentation(20, 24), 3, Stream(5))))
-        assert images.shape == (3, 3, 20, 20) and images.dtype == torch.float32
-        assert labels.shape == (3, 20, 20) and labels.dtype == torch.int64
 
 
 # ------------------------------------------------------------------------------------------------------------- DAVIS
