@@ -406,6 +406,8 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise ValueError(f"{path}: its {name} has another configuration ({reason})") from error
+    if len(missing) == len([*model.children()]):
+        raise ValueError(f"{path}: not a checkpoint of train.py; it has no {', no '.join(missing)}")
     return missing
 
 

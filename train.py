@@ -489,7 +489,7 @@ def train(config: Config) -> None:
 
             numbers |= measured  # where the tasks alternate, a line has the newest step of each
             log.advance()
-            if done % config.log_every == 0 or done == plan.last:
+            if numbers and (done % config.log_every == 0 or done == plan.last):
                 line, numbers = summary(run, done, numbers, faults), {}
                 log.write(done, line)
                 log.advance(0, f"loss {line['total']:.3f}")
