@@ -393,9 +393,11 @@ def writing_video(path: Path, rate: float) -> Iterator[Callable[[Picture], None]
 
 def print_table(title: str, columns: Sequence[str], rows: dict[str, Sequence[float]]) -> None:
     """Prints numbers with two digits below their columns; NaN as "-"."""
+    first, width = max(map(len, (title, *rows))), max(8, *map(len, columns)) + 2
+    print()
     for name, cells in {title: columns, **rows}.items():
         texts = [x if isinstance(x, str) else "-" if math.isnan(x) else f"{x:.2f}" for x in cells]
-        print(f"{name:24}" + "".join(f"{text:>11}" for text in texts))
+        print(f"{name:{first}}" + "".join(f"{text:>{width}}" for text in texts))
 
 
 def write_report(config: Config, name: str, report: dict) -> dict:
@@ -706,12 +708,13 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
         settings["weights"] = hashlib.sha256(Path(config.model).read_bytes()).hexdigest()[:16]
     train_segmenter(segmenter, training, recipe, config, settings)
     confusion = measure_segmenter(segmenter.eval(), validation, recipe, config)
-    iou, share = class_iou(confusion), confusion.sum(dim=1) / confusion.sum()
-    rows = dict(zip(training.classes, (100 * torch.stack((iou, share), dim=1)).tolist(), strict=True))
+    iou = dict(zip(training.classes, class_iou(confusion).tolist(), strict=True))
+    shares = (confusion.sum(dim=1) / confusion.sum()).tolist()
+    rows = {label: (100 * iou[label], 100 * share) for label, share in zip(iou, shares, strict=True)}
     kind, accuracy = "tuned" if config.finetune else "frozen", (confusion.diag().sum() / confusion.sum()).item()
     print_table(f"{name}, {kind} features", ("IoU [%]", "pixels [%]"), rows)
     report = {"data": name, "images": len(validation), "miou": mean_iou(confusion), "pixel_accuracy": accuracy}
-    report["iou"] = {label: None if math.isnan(row[0]) else row[0] / 100 for label, row in rows.items()}
+    report["iou"] = {label: None if math.isnan(value) else value for label, value in iou.items()}
     report |= {"confusion": confusion.tolist(), "notes": list(training.notes), "settings": settings}
     report["table1"] = {kind: 100 * report["miou"]}
     print(f"\nmIoU {100 * report['miou']:.2f}%, pixel accuracy {100 * accuracy:.2f}%, {len(validation)} images")
@@ -884,7 +887,7 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks and pictures."""
     if config.data_root is None and config.benchmark:
         raise ValueError("--benchmark needs --data-root: give that too")
-    if not min(config.stride, config.topk, config.temperature) > 0 or min(config.context, config.radius) < 0:
+    if min(config.stride, config.topk) < 1 or not config.temperature > 0 or min(config.context, config.radius) < 0:
         raise ValueError("--stride, --topk and --temperature must be positive, --context and --radius at least 0")
     source, notes, count = f"MovingShapes, {SHAPES_SIZE} px, unseen seed", [], SHAPES_VIDEOS
     videos = islice(shapes_videos(), count)

@@ -1,90 +1,57 @@
-"""evaluate.py flow: metrics against plain loops, readers against files that OpenCV writes, the command as typed."""
+"""evaluate.py: metrics against loops and the code of others, protocols against a few lines of NumPy and OpenCV."""
 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
+import helpers
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
-from torchvision.datasets.utils import _read_pfm
+from torchvision.datasets._optical_flow import _read_16bits_png_with_flow_and_valid_mask, _read_flo
+from torchvision.transforms.functional import normalize
 from torchvision.utils import flow_to_image
 
 import evaluate
-import sources.flow_benchmarks
-from evaluate import end_point_error, f1_all, flow_colours, flow_figure
-from mcjepa import MCJEPA, LossConfig, ModelConfig
-from sources.flow_benchmarks import find_benchmark, read_flow
-from sources.moving_shapes import MovingShapes
+from data import PALETTE, VOID, MissingSet
+from engine.log import Log
+from evaluate import (
+    RECIPES,
+    UNSEEN_SEED,
+    SegmentationConfig,
+    Segmenter,
+    VideoConfig,
+    feature_method,
+    follow_objects,
+    open_model,
+    propagate_labels,
+    run_segmentation,
+    run_video,
+)
+from mcjepa import IMAGENET_MEAN, IMAGENET_STD, MCJEPA, LossConfig, ModelConfig, pad_to_multiple
+from sources.label_sets import ObjectVideo
+from sources.moving_shapes import MovingShapes, ShapeLabels
 
 ROOT = Path(__file__).parents[1]
-SCENES = {"Alpha": (3, 1), "Beta": (-2, 4)}
-"""Two scenes whose second frame is the first one moved by so many pixels in x and y."""
-
-
-def random_flow(seed: int, b: int = 2, h: int = 5, w: int = 7, size: float = 10.0) -> torch.Tensor:
-    return size * torch.randn(b, 2, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def scene(motion: tuple[int, int], h: int = 60, w: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two frames (h, w, 3) uint8 and the flow (h, w, 2) between them; a few pixels are unknown as in Middlebury."""
-    x, y = motion
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    canvas = cv2.resize(noise, (w + 40, h + 40), interpolation=cv2.INTER_CUBIC)
-    frame_1, frame_2 = canvas[20 : 20 + h, 20 : 20 + w], canvas[20 - y : 20 - y + h, 20 - x : 20 - x + w]
-    flow = np.empty((h, w, 2), np.float32)
-    flow[...] = motion
-    flow[:2, :3] = 1.67e9
-    return frame_1, frame_2, flow
-
-
-@pytest.fixture
-def middlebury(tmp_path) -> Path:
-    root = tmp_path / "Middlebury"
-    for name, motion in SCENES.items():
-        frames, truth = root / "other-data" / name, root / "other-gt-flow" / name
-        frames.mkdir(parents=True)
-        truth.mkdir(parents=True)
-        frame_1, frame_2, flow = scene(motion)
-        cv2.imwrite(str(frames / "frame10.png"), frame_1)
-        cv2.imwrite(str(frames / "frame11.png"), frame_2)
-        cv2.writeOpticalFlow(str(truth / "flow10.flo"), flow)
-    return root
-
-
-def write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
-    stored = np.dstack([valid.astype(np.uint16), *(np.round(flow[..., c] * 64 + 2**15) for c in (1, 0))])
-    cv2.imwrite(str(path), stored.astype(np.uint16))
-
-
-def write_pfm(path: Path, flow: np.ndarray, order: str = "<") -> None:
-    """As in FlyingThings3D: three channels, rows from the bottom to the top, the order of the bytes in a sign."""
-    stored = np.dstack((flow, np.zeros_like(flow[..., 0])))[::-1].astype(f"{order}f4")
-    head = f"PF\n{flow.shape[1]} {flow.shape[0]}\n{'-' if order == '<' else ''}1.0\n"
-    path.write_bytes(head.encode() + stored.tobytes())
-
-
-def write_video(path: Path, frames: int, size: tuple[int, int] = (65, 47)) -> None:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
-    canvas = scene((0, 0), h=100, w=120)[0]
-    for t in range(frames):
-        writer.write(np.ascontiguousarray(canvas[t : t + size[1], 2 * t : 2 * t + size[0]]))
-    writer.release()
 
 
 @pytest.fixture
 def typed(monkeypatch, capfd):
-    """The command in this process, for speed: arguments to (exit code, stdout, stderr)."""
+    """The command line in this process: arguments to (exit code, stdout, stderr)."""
 
-    def run(*arguments) -> tuple[int, str, str]:
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         try:
             evaluate.main()
@@ -96,70 +63,75 @@ def typed(monkeypatch, capfd):
     return run
 
 
-def in_subprocess(*arguments) -> subprocess.CompletedProcess:
+def in_subprocess(*arguments):
     command = [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return run.returncode, run.stdout, run.stderr
 
 
-# ---------------------------------------------------------------------------------------------------- metrics
+def assert_one_line(result, *words):
+    """A command that failed as a user's mistake has to: exit code 1 and one line on stderr that contains the words."""
+    code, out, err = result
+    assert (code, out) == (1, ""), err
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    for word in words:
+        assert str(word) in err, err
 
 
-def metrics_by_loops(flow: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """MovingShapes small enough to be measured in a second: 3 pairs, images and videos of 64 px."""
+    for name, value in {"SIZE": 64, "PAIRS": 3, "IMAGES": 3, "VIDEOS": 3, "FRAMES": 5}.items():
+        monkeypatch.setattr(evaluate, f"SHAPES_{name}", value)
+    monkeypatch.setitem(RECIPES, "shapes", evaluate.Recipe(6, 2, 2, 48, 48, 1e-2, 2e-4))
+
+
+# ----------------------------------------------------------------------------------------------------- metrics of flow
+
+
+def random_flow(seed, b=2, h=5, w=7, size=10.0):
+    return size * torch.randn(b, 2, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def metrics_by_loops(flow, truth, valid):
     errors, outliers = [], []
-    for b in range(flow.shape[0]):
-        for y in range(flow.shape[2]):
-            for x in range(flow.shape[3]):
-                (u, v), (tu, tv) = flow[b, :, y, x], truth[b, :, y, x]
-                if valid[b, y, x] and math.isfinite(tu) and math.isfinite(tv) and abs(tu) <= 1e9 and abs(tv) <= 1e9:
-                    error = math.hypot(u - tu, v - tv)
-                    errors.append(error)
-                    outliers.append(error > 3 and error > 0.05 * math.hypot(tu, tv))
+    for b, y, x in np.ndindex(valid.shape):
+        (u, v), (tu, tv) = flow[b, :, y, x], truth[b, :, y, x]
+        if valid[b, y, x] and math.isfinite(tu) and math.isfinite(tv) and abs(tu) <= 1e9 and abs(tv) <= 1e9:
+            errors.append(math.hypot(u - tu, v - tv))
+            outliers.append(errors[-1] > 3 and errors[-1] > 0.05 * math.hypot(tu, tv))
     return sum(errors) / len(errors), sum(outliers) / len(outliers)
 
 
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1.0, 5.0, 100.0]))
-@settings(max_examples=25, deadline=None)
-def test_both_metrics_equal_plain_loops(seed, size):
+def test_both_flow_metrics_equal_plain_loops(seed, size):
     flow, truth = random_flow(seed, size=size), random_flow(seed + 1, size=size)
     truth[0, 0, 0, 0], truth[0, 1, 1, 1], truth[1, :, 2, 2] = float("nan"), 1.67e9, float("inf")
     valid = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed)) < 0.7
     epe, f1 = metrics_by_loops(flow.double().numpy(), truth.double().numpy(), valid.numpy())
     for mask in (valid, valid[:, None]):
-        assert end_point_error(flow, truth, mask).item() == pytest.approx(epe, rel=1e-5)
-        assert f1_all(flow, truth, mask).item() == pytest.approx(f1, abs=1e-6)
-
-
-@given(seed=st.integers(0, 10_000), dx=st.floats(-50, 50), dy=st.floats(-50, 50))
-@settings(max_examples=25, deadline=None)
-def test_the_error_is_a_distance(seed, dx, dy):
-    truth, flow = random_flow(seed), random_flow(seed + 1)
-    shift = torch.tensor([dx, dy]).view(1, 2, 1, 1)
-    assert end_point_error(truth, truth) == 0 and f1_all(truth, truth) == 0
-    assert end_point_error(flow, truth) == end_point_error(truth, flow)
-    assert end_point_error(truth + shift, truth).item() == pytest.approx(math.hypot(dx, dy), abs=1e-4)
-    assert end_point_error(torch.zeros_like(truth), truth).item() == pytest.approx(truth.norm(dim=1).mean().item())
+        assert evaluate.end_point_error(flow, truth, mask).item() == pytest.approx(epe, rel=1e-5)
+        assert evaluate.f1_all(flow, truth, mask).item() == pytest.approx(f1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "error, length, outlier",
-    [(2.9, 0.0, 0), (3.1, 0.0, 1), (3.1, 61.0, 1), (3.1, 63.0, 0), (4.0, 79.0, 1), (4.0, 81.0, 0), (2.9, 1.0, 0)],
+    [(2.9, 0.0, 0), (3.1, 0.0, 1), (3.1, 61.0, 1), (3.1, 63.0, 0), (4.0, 79.0, 1), (4.0, 81.0, 0), (math.nan, 1.0, 1)],
 )
-def test_an_outlier_needs_more_than_3_px_and_more_than_5_percent(error, length, outlier):
+def test_an_outlier_errs_by_more_than_3_px_and_more_than_5_percent_or_is_not_a_number(error, length, outlier):
     truth = torch.zeros(1, 2, 2, 2)
     truth[:, 0] = length
     flow = truth.clone()
     flow[:, 1] = error
-    assert f1_all(flow, truth) == outlier
+    assert evaluate.f1_all(flow, truth) == outlier
 
 
-def test_a_flow_that_is_not_a_number_is_an_outlier_not_a_success():
-    truth = torch.zeros(1, 2, 2, 2)
-    assert f1_all(truth * float("nan"), truth) == 1
-    assert end_point_error(truth * float("nan"), truth).isnan()
-
-
-@pytest.mark.parametrize("metric", [end_point_error, f1_all])
-def test_no_pixel_with_known_flow_is_an_error_not_a_nan(metric):
+@pytest.mark.parametrize("metric", [evaluate.end_point_error, evaluate.f1_all])
+def test_without_a_pixel_of_known_flow_the_metrics_raise(metric):
     flow = torch.zeros(1, 2, 3, 3)
     with pytest.raises(ValueError, match="no pixel"):
         metric(flow, flow + 2e9)
@@ -167,225 +139,149 @@ def test_no_pixel_with_known_flow_is_an_error_not_a_nan(metric):
         metric(flow, flow, torch.zeros(1, 3, 3, dtype=torch.bool))
 
 
-def test_a_summary_counts_images_alike_or_pixels_alike_and_a_region_only_where_it_is():
-    scenes = [
-        {"pixels": {"all": 300, "fg": 10}, "dis": {"epe": {"all": 1.0, "fg": 4.0}, "f1": {"all": 0.0, "fg": 1.0}}},
-        {"pixels": {"all": 100}, "dis": {"epe": {"all": 3.0}, "f1": {"all": 1.0}}},
-        {"pixels": {"all": 100, "fg": 30}, "dis": {"epe": {"all": 5.0, "fg": 8.0}, "f1": {"all": 0.5, "fg": 0.0}}},
+# --------------------------------------------------------------------------------------------- metrics of segmentation
+
+
+@given(seed=st.integers(0, 10_000))
+def test_the_confusion_counts_pixels_one_by_one_and_void_never(seed):
+    generator = torch.Generator().manual_seed(seed)
+    truth, guess = torch.randint(0, 4, (2, 9, 13), generator=generator)
+    truth[torch.rand(9, 13, generator=generator) < 0.3] = VOID
+    expected = np.zeros((5, 5), int)
+    for t, g in zip(truth.flatten().tolist(), guess.flatten().tolist(), strict=True):
+        if t != VOID:
+            expected[t, g] += 1
+    confusion = evaluate.count_confusion(truth, guess, 5)
+    np.testing.assert_array_equal(confusion.numpy(), expected)
+    changed = torch.where(truth == VOID, torch.randint(0, 5, (9, 13), generator=generator), guess)
+    assert torch.equal(evaluate.count_confusion(truth, changed, 5), confusion)
+    # As mmsegmentation's intersect_and_union.
+    known = truth != VOID
+    by_class = [
+        ((truth == c) & (guess == c)).sum() / ((truth == c) | (known & (guess == c))).sum()
+        for c in range(5)
+        if ((truth == c) | (known & (guess == c))).any()
     ]
-    for each, seconds in zip(scenes, (9.0, 1.0, 2.0), strict=True):
-        each["dis"]["seconds"] = seconds
-    summary = evaluate.summarise(scenes, "dis")
-    assert set(summary) == {"per_image", "per_pixel", "seconds"} and summary["seconds"] == 2.0
-    assert summary["per_image"] == {"epe": {"all": 3.0, "fg": 6.0}, "f1": {"all": 0.5, "fg": 0.5}}
-    assert summary["per_pixel"]["epe"] == pytest.approx({"all": 2.2, "fg": 7.0})
-    assert summary["per_pixel"]["f1"] == pytest.approx({"all": 0.3, "fg": 0.25})
+    assert evaluate.mean_iou(confusion) == pytest.approx(float(np.mean(by_class)))  # without classes that never occur
+    with pytest.raises(ValueError, match="no pixel"):
+        evaluate.mean_iou(0 * confusion)
 
 
-# ---------------------------------------------------------------------------------------------------- readers
+def test_region_and_contour_equal_the_official_evaluation_of_davis():
+    expected = helpers.golden("davis_jaccard_boundary")
+    ours = [
+        (evaluate.region_similarity(a, p), evaluate.contour_accuracy(a, p))
+        for a, p in zip(expected["annotation"], expected["prediction"], strict=True)
+    ]
+    np.testing.assert_allclose(np.array(ours)[:, 0], expected["region_similarity_J"], atol=1e-9)
+    np.testing.assert_allclose(np.array(ours)[:, 1], expected["contour_accuracy_F"], atol=1e-9)
 
 
-def test_flo_files_of_opencv_are_read_back(tmp_path):
-    flow = random_flow(0, b=1)[0].permute(1, 2, 0).contiguous().numpy()
-    flow[1, 2] = 1.67e9
-    cv2.writeOpticalFlow(str(tmp_path / "a.flo"), flow)
-    read, valid = read_flow(tmp_path / "a.flo")
-    np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), flow)
-    assert valid.sum() == 5 * 7 - 1 and not valid[0, 0, 1, 2]
+def contour_by_loops(mask):
+    h, w = mask.shape
+    others = ((0, 1), (1, 0), (1, 1))
+    return [
+        (y, x)
+        for y, x in np.ndindex(h, w)
+        if any(mask[y, x] != mask[min(y + dy, h - 1), min(x + dx, w - 1)] for dy, dx in others)
+    ]
 
 
-def test_kitti_files_are_read_to_a_64th_of_a_pixel(tmp_path):
-    flow = random_flow(0, b=1, size=100)[0].permute(1, 2, 0).numpy()
-    known = np.random.default_rng(0).random((5, 7)) < 0.6
-    write_kitti(tmp_path / "a.png", flow, known)
-    read, valid = read_flow(tmp_path / "a.png")
-    np.testing.assert_array_equal(valid[0, 0].numpy(), known)
-    assert np.abs(read[0].permute(1, 2, 0).numpy() - flow)[known].max() <= 0.5 / 64 + 1e-4
+@given(seed=st.integers(0, 10_000), h=st.integers(3, 24), w=st.integers(3, 24))
+def test_both_measures_of_davis_equal_plain_loops_and_do_not_depend_on_the_order(seed, h, w):
+    noise = torch.rand(2, 1, h, w, generator=torch.Generator().manual_seed(seed))
+    a, b = F.avg_pool2d(noise, 5, 1, 2, count_include_pad=False)[:, 0] > torch.tensor([0.4, 0.6])[:, None, None]
+    union = sum(bool(a[y, x] or b[y, x]) for y, x in np.ndindex(h, w))
+    hits = sum(bool(a[y, x] and b[y, x]) for y, x in np.ndindex(h, w))
+    assert (
+        evaluate.region_similarity(a, b)
+        == evaluate.region_similarity(b, a)
+        == pytest.approx(hits / union if union else 1)
+    )
+    one, other = contour_by_loops(a.numpy()), contour_by_loops(b.numpy())
+    reach = math.ceil(0.008 * math.hypot(h, w))
+    expected = float(not one and not other)
+    if one and other:
+        precision, recall = (
+            np.mean([any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in points) for y, x in mine])
+            for mine, points in ((other, one), (one, other))
+        )
+        expected = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    assert evaluate.contour_accuracy(a, b) == pytest.approx(expected)
+    assert evaluate.contour_accuracy(b, a) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_pfm_files_are_read_from_the_bottom_to_the_top_in_both_byte_orders(tmp_path, order):
-    flow = random_flow(0, b=1)[0].permute(1, 2, 0).numpy()
-    write_pfm(tmp_path / "a.pfm", flow, order)
-    read, valid = read_flow(tmp_path / "a.pfm")
-    np.testing.assert_array_equal(read[0].permute(1, 2, 0).numpy(), flow)
-    np.testing.assert_array_equal(read[0].numpy(), _read_pfm(str(tmp_path / "a.pfm")))
-    assert valid.all()
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=120))
+def test_statistics_over_frames_are_those_of_davis(values):
+    n = len(values)
+    # 1-based borders of four quarters, rounded to even as NumPy does; neighbours share their border.
+    borders = [round(1 + k * (n - 1) / 4 + 1e-10) - 1 for k in range(5)]
+    first, last = values[borders[0] : borders[1] + 1], values[borders[3] : borders[4] + 1]
+    ours = evaluate.davis_statistics(values)
+    assert ours["mean"] == pytest.approx(sum(values) / n, abs=1e-9)
+    assert ours["recall"] == pytest.approx(sum(v > 0.5 for v in values) / n)  # 0.5 itself is none
+    assert ours["decay"] == pytest.approx(sum(first) / len(first) - sum(last) / len(last), abs=1e-9)
 
 
-def damaged(path: Path, damage: str) -> None:
-    """Writes a good file of true flow and spoils it."""
-    flow = scene((1, 1))[2]
-    if path.suffix == ".flo":
-        cv2.writeOpticalFlow(str(path), flow)
-    elif path.suffix == ".pfm":
-        write_pfm(path, flow)
-    else:
-        write_kitti(path, flow.clip(-9, 9), np.ones(flow.shape[:2]))
-    content = path.read_bytes()
-    spoilt = {
-        "cut": content[: len(content) // 2],
-        "text": b"hello, this is text",
-        "header only": content[:9],
-        "negative size": content[:4] + b"\xff\xff\xff\xff" + content[8:],
-        "one channel": content.replace(b"PF", b"Pf", 1),
-        "no size": content.replace(b"80 60", b"0 0", 1),
-    }
-    path.write_bytes(spoilt[damage])
+# ---------------------------------------------------------------------------------------------- propagation of labels
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "header only", "negative size"])
-def test_a_damaged_flo_file_is_named(tmp_path, damage):
-    damaged(tmp_path / "a.flo", damage)
-    with pytest.raises(ValueError, match=r"a\.flo: .*(not a \.flo file|cut short)"):
-        read_flow(tmp_path / "a.flo")
+def propagate_densely(target, context, labels, radius, topk, temperature):
+    """All pairs of pixels, in float64; then those too far apart are struck out."""
+    (h, w), n = target.shape[1:], len(context)
+    target, context = (x.double() / x.double().norm(dim=-3, keepdim=True).clamp(min=1e-12) for x in (target, context))
+    weights = torch.exp(torch.einsum("dp,ndq->pnq", target.flatten(1), context.flatten(2)) / temperature)
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    far = [(v.flatten()[:, None] - v.flatten()[None]).abs() > radius for v in (y, x)]
+    weights = weights.masked_fill((far[0] | far[1])[:, None], 0).flatten(1)
+    smallest = weights.topk(min(topk, n * h * w)).values[:, -1:]
+    weights = weights * (weights >= smallest)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (labels.double().transpose(0, 1).flatten(1) @ weights.T).view(-1, h, w)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "header only", "one channel", "no size"])
-def test_a_damaged_pfm_file_is_named(tmp_path, damage):
-    damaged(tmp_path / "a.pfm", damage)
-    with pytest.raises(ValueError, match=r"a\.pfm: .*(not a \.pfm file|cut short)"):
-        read_flow(tmp_path / "a.pfm")
+def test_labels_are_propagated_as_by_the_code_of_dino():
+    expected = helpers.golden("label_propagation")
+    tensors = (expected[name] for name in ("target_features", "context_features", "context_labels"))
+    options = int(expected["radius"]), int(expected["topk"]), float(expected["temperature"])
+    torch.testing.assert_close(propagate_labels(*tensors, *options), expected["propagated"], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["cut", "text"])
-def test_a_damaged_kitti_file_is_named(tmp_path, damage):
-    damaged(tmp_path / "a.png", damage)
-    with pytest.raises(ValueError, match=r"a\.png: not"):
-        read_flow(tmp_path / "a.png")
+@given(
+    seed=st.integers(0, 10_000),
+    h=st.integers(1, 17),
+    w=st.integers(1, 17),
+    n=st.integers(1, 3),
+    radius=st.integers(0, 9),
+    topk=st.integers(1, 6),
+)
+def test_tiles_give_what_all_pairs_of_pixels_give(seed, h, w, n, radius, topk):
+    generator = torch.Generator().manual_seed(seed)
+    target, context = (torch.randn(*size, generator=generator) for size in ((5, h, w), (n, 5, h, w)))
+    labels = torch.rand(n, 3, h, w, generator=generator)
+    ours = propagate_labels(target, context, labels, radius, topk)
+    expected = propagate_densely(target, context, labels, radius, topk, 0.1)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_an_ordinary_picture_is_no_kitti_flow(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), scene((0, 0))[0])
-    with pytest.raises(ValueError, match="16-bit"):
-        read_flow(tmp_path / "a.png")
+@given(seed=st.integers(0, 10_000), radius=st.integers(1, 6))
+def test_propagated_labels_sum_to_one_and_depend_neither_on_the_order_of_frames_nor_on_the_length_of_features(
+    seed, radius
+):
+    generator = torch.Generator().manual_seed(seed)
+    target, context = (torch.randn(*size, generator=generator) for size in ((6, 11, 9), (3, 6, 11, 9)))
+    labels = F.one_hot(torch.randint(0, 4, (3, 11, 9), generator=generator), 4).movedim(-1, 1).float()
+    result = propagate_labels(target, context, labels, radius)
+    assert result.min() >= 0 and torch.allclose(result.sum(dim=0), torch.ones(11, 9), atol=1e-5)
+    turned = propagate_labels(7 * target, context.flip(0), labels.flip(0), radius)
+    torch.testing.assert_close(result, turned, atol=1e-5, rtol=1e-4)
 
 
-def test_a_flow_without_a_known_pixel_is_refused(tmp_path):
-    write_kitti(tmp_path / "a.png", np.zeros((4, 4, 2)), np.zeros((4, 4)))
-    with pytest.raises(ValueError, match="known"):
-        read_flow(tmp_path / "a.png")
+# ------------------------------------------------------------------------------------------------ models and baselines
 
 
-# --------------------------------------------------------------------------------------------------- pictures
-
-
-def test_colours_depend_on_the_given_scale_not_on_the_other_pixels():
-    flow = random_flow(0, b=1)[0]
-    alone, beside = flow[:, :, :3], flow.clone()
-    beside[:, :, 5:] *= 100
-    assert torch.equal(flow_colours(alone, 20.0), flow_colours(beside, 20.0)[:, :, :3])
-    assert (flow_colours(torch.zeros(2, 4, 4), 5.0) == 255).all()
-    slow = torch.ones(2, 4, 4)
-    assert flow_colours(slow, 100.0).min() > 240 and flow_colours(slow, 1.0).min() < 50
-
-
-def test_unknown_flow_is_black():
-    flow = torch.ones(2, 4, 4)
-    flow[:, 1, 1], flow[0, 2, 2] = 2e9, float("nan")
-    black = (flow_colours(flow, 1.0) == 0).all(dim=0)
-    assert black.nonzero().tolist() == [[1, 1], [2, 2]]
-
-
-def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
-    frame_1, frame_2, flow = (torch.from_numpy(x.copy()).permute(2, 0, 1) for x in scene((3, 1)))
-    image_1, image_2 = frame_1 / 255, frame_2 / 255
-    figure = flow_figure(image_1, image_2, flow.clip(-9, 9))
-    assert figure.shape == (3, 2 * (60 + 14 + 2) + 2, 3 * (80 + 2) + 2) and figure.dtype == torch.uint8
-    difference = figure[:, 92:152, 84:164]  # second row, second column
-    assert difference[:, 4:-4, 4:-4].max() <= 1  # 1 for rounding; what left the picture is not found
-    assert flow_figure(image_1, image_2, torch.zeros(2, 60, 80))[:, 92:152, 84:164].float().mean() > 10
-    error = flow_figure(image_1, image_2, flow.clip(-9, 9), flow)[:, 92:152, 166:246]  # second row, third column
-    assert error.max() == 0
-
-
-def test_the_wheel_is_the_last_panel_and_shows_each_direction_in_the_colour_of_its_flow():
-    image, flow = torch.rand(3, 60, 80), random_flow(0, b=1, h=60, w=80)[0]
-    alone, beside = flow_figure(image, image, flow), flow_figure(image, image, flow, 2 * flow)
-    wheel = alone[:, 92:152, 166:246]  # second row, third column
-    assert torch.equal(wheel, beside[:, 92:152, 248:328])  # second row, fourth column
-    for angle in range(0, 360, 20):
-        x = round(39.5 + 25 * math.cos(math.radians(angle)))
-        y = round(29.5 + 25 * math.sin(math.radians(angle)))
-        # The last column, of length 1, is the largest, to which flow_to_image holds the other.
-        field = torch.tensor([[[(x - 39.5) / 30, 1.0]], [[(y - 29.5) / 30, 0.0]]])
-        assert (wheel[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
-    red, green, blue = wheel[:, 29, 67].tolist()  # a flow to the right
-    assert red > 230 and max(green, blue) < 90
-    assert wheel[:, 28:32, 38:42].min() > 230  # no flow
-    assert wheel[:, 0, 0].min() == 255 and wheel[:, 30, 5].min() == 255  # beyond the rim
-
-
-def test_truth_and_ours_are_coloured_on_one_scale():
-    image, truth = torch.rand(3, 60, 80), torch.zeros(2, 60, 80)
-    truth[0] = 6.0
-    figure = flow_figure(image, image, truth / 2, truth).int()
-    colours = flow_to_image(torch.tensor([[[6.0, 3.0]], [[0.0, 0.0]]])).int()[:, 0]
-    for column, colour in ((2, colours[:, 0]), (3, colours[:, 1])):
-        panel = figure[:, 16:76, 2 + 82 * column : 82 + 82 * column]
-        assert (panel - colour.view(3, 1, 1)).abs().max() <= 1
-    assert figure[:, 92:152, 166:246].min() == 255  # an error of one size has full brightness
-
-
-# ------------------------------------------------------------------------------------------------ the command
-
-
-def test_middlebury_as_a_user_types_it(middlebury, tmp_path):
-    run = in_subprocess("flow", "--model", "dis", "--data-root", middlebury, "--output-dir", tmp_path / "out")
-    assert run.returncode == 0, run.stderr
-    report = json.loads((tmp_path / "out" / "flow.json").read_text())
-    assert [s["name"] for s in report["scenes"]] == list(SCENES)
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    for measured, motion in zip(report["scenes"], SCENES.values(), strict=True):
-        frame_1, frame_2, truth = scene(motion)
-        grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in (frame_1, frame_2)]
-        known = np.abs(truth).max(axis=2) < 1e9
-        error = np.linalg.norm(dis.calc(*grey, None) - truth, axis=2)[known].mean()
-        assert measured["dis"]["epe"]["all"] == pytest.approx(error, rel=1e-4)
-        assert measured["zero"]["epe"]["all"] == pytest.approx(math.hypot(*motion), rel=1e-5)
-        assert measured["pixels"] == {"all": known.sum()}
-        figure = cv2.imread(str(tmp_path / "out" / f"{measured['name']}.png"))
-        assert figure.shape == (2 * (60 + 16) + 2, 4 * (80 + 2) + 2, 3)
-    mean = np.mean([math.hypot(*motion) for motion in SCENES.values()])
-    rows = report["groups"]["all"]
-    for kind in ("per_image", "per_pixel"):  # the scenes are of one size
-        assert rows["zero"][kind]["epe"] == {"all": pytest.approx(mean, rel=1e-5)}
-        assert rows["zero"][kind]["f1"] == {"all": 1}  # both motions are longer than 3 px
-        assert rows["dis"][kind]["epe"]["all"] < 0.5 * mean
-    assert report["settings"]["model"] == "dis" and report["versions"]["torch"] == torch.__version__
-    for text in ("zero", "dis", "EPE", "F1-all", *SCENES, f"{mean:.2f}", "100.00"):
-        assert text in run.stdout
-
-
-def test_moving_shapes_as_a_user_types_it(tmp_path):
-    run = in_subprocess("flow", "--model", "zero", "--shapes-count", 2, "--pictures", 1, "--output-dir", tmp_path)
-    assert run.returncode == 0, run.stderr
-    shapes = MovingShapes(length=2, size=(192, 192), frames=2, seed=evaluate.UNSEEN_SEED)
-    lengths = np.mean([shapes[i]["flow_forward"].norm(dim=1).mean() for i in range(2)])
-    rows = json.loads((tmp_path / "flow.json").read_text())["groups"]["all"]
-    assert rows["zero"]["per_image"]["epe"]["all"] == pytest.approx(lengths, rel=1e-5) and set(rows) == {"zero", "dis"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["flow.json", "shapes_0000.png"]
-
-
-def test_the_subcommand_has_to_be_named(typed):
-    code, out, err = typed("--model", "zero")
-    assert code == 2 and "flow" in err and not out
-
-
-class Constant(MCJEPA):
-    """Stands for a trained model: always the same flow."""
-
-    def __init__(self, dx: float, dy: float):
-        nn.Module.__init__(self)
-        self.flow = nn.Parameter(torch.tensor([dx, dy]).view(1, 2, 1, 1))
-        self.encoder_is_frozen = False
-
-    @torch.no_grad()
-    def estimate_flow(self, image_1, image_2):
-        return self.flow.expand(len(image_1), -1, *image_1.shape[-2:]).clone()
-
-
-def write_checkpoint(path: Path, task: str) -> MCJEPA:
+def write_checkpoint(path, task="mjepa"):
+    """A checkpoint as train.py writes it, of an untrained network."""
     torch.manual_seed(0)
     config = ModelConfig(encoder="pwc", estimator_factor=0.1, expander=(4,))
     model = MCJEPA(config, task=task)
@@ -394,186 +290,1164 @@ def write_checkpoint(path: Path, task: str) -> MCJEPA:
     return model.eval()
 
 
-def test_a_checkpoint_is_measured_as_the_model_that_it_holds(middlebury, tmp_path, typed):
-    model = write_checkpoint(tmp_path / "a.pt", "mjepa")
-    options = ("--data-root", middlebury, "--output-dir", tmp_path / "out")
+def weights_of(model):
+    return torch.cat([parameter.flatten() for parameter in model.encoder.parameters()])
+
+
+def test_a_torchvision_file_gives_torchvisions_features(tmp_path):
+    torch.manual_seed(1)
+    network = torchvision.models.resnet50(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "resnet50.pth")
+    images = torch.rand(1, 3, 64, 64)
+    body = nn.Sequential(*list(network.children())[:-2])
+    expected = body(normalize(images, IMAGENET_MEAN, IMAGENET_STD))[0].detach()
+    features = feature_method(str(tmp_path / "resnet50.pth"), 32)(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    with helpers.raises_one_line(ValueError, "--stride 64: the features have strides 32, 16, 8, 4, 2"):
+        feature_method(str(tmp_path / "resnet50.pth"), 64)
+
+
+def test_the_weights_that_a_torchvision_file_lacks_are_the_same_each_time(tmp_path):
+    torch.save(torchvision.models.convnext_tiny(weights=None).state_dict(), tmp_path / "convnext.pth")
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(open_model(str(tmp_path / "convnext.pth")))
+    assert torch.equal(*map(weights_of, models)) and models[0].estimator is None
+
+
+def test_a_random_model_is_that_of_its_seed_whatever_was_drawn_before():
+    models = []
+    for before, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(before)
+        models.append(weights_of(open_model("random", "pwc", seed)))
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def test_the_colour_baseline_is_the_mean_colour_of_each_cell_less_imagenets():
+    image = torch.rand(1, 3, 16, 24)
+    cells = normalize(image, IMAGENET_MEAN, IMAGENET_STD)[0].unflatten(1, (2, 8)).unflatten(3, (3, 8)).mean(dim=(2, 4))
+    torch.testing.assert_close(feature_method("colour", 8)(image), cells)
+
+
+def test_a_file_that_holds_no_model_is_refused_in_one_line(tmp_path, few_shapes):
+    run_segmentation(SegmentationConfig("random", output_dir=tmp_path / "run", encoder="pwc", steps=1))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_bytes(b"encoder: x")
+    for name, words in {
+        "run/checkpoint.pt": "not a model of this version of train.py",
+        "other.pt": "neither a checkpoint of train.py nor a state dict",
+        "text.pt": "not a checkpoint",
+    }.items():
+        with helpers.raises_one_line(ValueError, tmp_path / name, words):
+            open_model(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("resize", ["40x200", "0.5", "1.5"])
+def test_a_resized_estimate_comes_back_to_the_place_where_it_was_seen(resize):
+    """The method gives each point its distance from the left and the upper edge, in its own pixels."""
+
+    def place(image_1, image_2):
+        y, x = torch.meshgrid(*(torch.arange(length) + 0.5 for length in image_1.shape[-2:]), indexing="ij")
+        return torch.stack((x, y))[None]
+
+    flow = evaluate.at_size(place, resize)(torch.rand(1, 3, 61, 83), torch.rand(1, 3, 61, 83))[0].numpy()
+    y, x = np.mgrid[:61, :83] + 0.5
+    inside = (slice(3, -3), slice(3, -3))  # bilinear interpolation is flat within half a pixel of an edge
+    np.testing.assert_allclose(flow[0][inside], x[inside], atol=1e-3)
+    np.testing.assert_allclose(flow[1][inside], y[inside], atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_colours_depend_on_the_given_scale_and_not_on_the_other_pixels():
+    flow = random_flow(0, b=1)[0]
+    beside = flow.clone()
+    beside[:, :, 5:] *= 100
+    assert torch.equal(evaluate.flow_colours(flow[:, :, :3], 20.0), evaluate.flow_colours(beside, 20.0)[:, :, :3])
+    assert (evaluate.flow_colours(torch.zeros(2, 4, 4), 5.0) == 255).all()
+    slow = torch.ones(2, 4, 4)
+    assert evaluate.flow_colours(slow, 100.0).min() > 240 and evaluate.flow_colours(slow, 1.0).min() < 50
+    slow[:, 1, 1], slow[0, 2, 2] = 2e9, float("nan")
+    assert (evaluate.flow_colours(slow, 1.0) == 0).all(dim=0).nonzero().tolist() == [[1, 1], [2, 2]]  # unknown
+
+
+def panel(figure, row, column, h=60, w=80):
+    """A panel of a figure, without its title."""
+    top, left = 16 + row * (h + 16), 2 + column * (w + 2)
+    return figure[..., top : top + h, left : left + w]
+
+
+def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
+    image_1, image_2 = (
+        torch.from_numpy(f.copy()).permute(2, 0, 1) / 255 for f in helpers.textured_clip(0, helpers.bands([(3, 1)]))
+    )
+    flow = torch.from_numpy(helpers.bands([(3, 1)])).permute(2, 0, 1)
+    alone, beside = evaluate.flow_figure(image_1, image_2, flow), evaluate.flow_figure(image_1, image_2, flow, flow)
+    assert alone.shape == (3, 2 * 76 + 2, 3 * 82 + 2) and beside.shape == (3, 2 * 76 + 2, 4 * 82 + 2)
+    assert panel(alone, 1, 1)[:, 4:-4, 4:-4].max() <= 1  # 1 for rounding; what left the picture is not found
+    assert panel(evaluate.flow_figure(image_1, image_2, 0 * flow), 1, 1).float().mean() > 10
+    assert panel(beside, 1, 2).max() == 0
+
+
+def test_the_wheel_is_the_last_panel_and_shows_each_direction_in_the_colour_of_its_flow():
+    image, flow = torch.rand(3, 60, 80), random_flow(0, b=1, h=60, w=80)[0]
+    wheel = panel(evaluate.flow_figure(image, image, flow), 1, 2)
+    assert torch.equal(wheel, panel(evaluate.flow_figure(image, image, flow, 2 * flow), 1, 3))
+    for angle in range(0, 360, 20):
+        x = round(39.5 + 25 * math.cos(math.radians(angle)))
+        y = round(29.5 + 25 * math.sin(math.radians(angle)))
+        # The last column, of length 1, is the largest, to which flow_to_image holds the other.
+        field = torch.tensor([[[(x - 39.5) / 30, 1.0]], [[(y - 29.5) / 30, 0.0]]])
+        assert (wheel[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
+    assert wheel[:, 28:32, 38:42].min() > 230  # no flow
+    assert wheel[:, 0, 0].min() == 255 and wheel[:, 30, 5].min() == 255  # beyond the rim
+
+
+def test_true_and_estimated_flow_are_coloured_on_one_scale():
+    image, truth = torch.rand(3, 60, 80), torch.zeros(2, 60, 80)
+    truth[0] = 6.0
+    figure = evaluate.flow_figure(image, image, truth / 2, truth).int()
+    colours = flow_to_image(torch.tensor([[[6.0, 3.0]], [[0.0, 0.0]]])).int()[:, 0]
+    for column, colour in ((2, colours[:, 0]), (3, colours[:, 1])):
+        assert (panel(figure, 0, column) - colour.view(3, 1, 1)).abs().max() <= 1
+    assert panel(figure, 1, 2).min() == 255  # an error of one length has full brightness
+
+
+def test_labels_lie_half_transparent_over_an_image_but_for_the_hidden_ones():
+    image, labels = torch.full((3, 4, 4), 100, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64)
+    labels[0], labels[1], labels[2] = 1, 15, VOID
+    painted = evaluate.overlay(image, labels, PALETTE, [0, VOID])
+    assert torch.equal(painted[:, 2:], image[:, 2:])
+    for row, number in ((0, 1), (1, 15)):
+        expected = (100 + torch.from_numpy(PALETTE[number].astype(int))) / 2
+        assert (painted[:, row, 0] - expected).abs().max() <= 1
+
+
+# -------------------------------------------------------------------------------------------------------- evaluate flow
+
+
+def zero(frame_1, frame_2):
+    return np.zeros((*frame_1.shape[:2], 2))
+
+
+def dis(frame_1, frame_2):
+    grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in (frame_1, frame_2)]
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+
+
+def errors_by_hand(estimate, truth, region):
+    """At each pixel of the region, in float64: the error in px, and whether it is an outlier (1 or 0)."""
+    difference = estimate.astype(np.float64)[region] - truth.astype(np.float64)[region]
+    error = np.hypot(difference[:, 0], difference[:, 1])
+    return error, ((error > 3) & (error > 0.05 * np.hypot(*truth.astype(np.float64)[region].T))).astype(float)
+
+
+def means_by_hand(samples, method):
+    """What flow.json has to hold for a method, but for the seconds."""
+    collected = {}
+    for sample in samples:
+        estimate = method(sample.frame_1, sample.frame_2)
+        for name, region in sample.regions.items():
+            if region.any():
+                collected.setdefault(name, []).append(errors_by_hand(estimate, sample.truth, region))
+    means = {"per_image": {"epe": {}, "f1": {}}, "per_pixel": {"epe": {}, "f1": {}}}
+    for name, images in collected.items():
+        for which, metric in enumerate(("epe", "f1")):
+            means["per_image"][metric][name] = np.mean([image[which].mean() for image in images])
+            means["per_pixel"][metric][name] = np.concatenate([image[which] for image in images]).mean()
+    return means
+
+
+def table_rows(screen, title):
+    """The tables of that title as numbers: one dictionary (method to columns) for each."""
+    tables, columns = [], None
+    for line in screen.splitlines():
+        name, *cells = re.split(r"\s{2,}", line.strip())
+        if name == title:
+            columns = cells
+            tables.append({})
+        elif columns and len(cells) == len(columns):
+            tables[-1][name] = dict(zip(columns, (math.nan if x == "-" else float(x) for x in cells), strict=True))
+        else:
+            columns = None
+    return tables
+
+
+def check_flow_report(samples, folder, screen, methods):
+    """Numbers in flow.json and on the screen against those by hand."""
+    report = json.loads((folder / "flow.json").read_text())
+    measured = {(scene["group"], scene["name"]): scene for scene in report["scenes"]}
+    assert len(measured) == len(report["scenes"]) and measured.keys() == {(s.group, s.name) for s in samples}
+    (pairs,) = table_rows(screen, "EPE all")
+    for sample in samples:
+        scene = measured[sample.group, sample.name]
+        assert scene["pixels"] == {name: region.sum() for name, region in sample.regions.items() if region.any()}
+        for name, method in methods.items():
+            error, outlier = errors_by_hand(method(sample.frame_1, sample.frame_2), sample.truth, sample.regions["all"])
+            assert scene[name]["epe"]["all"] == pytest.approx(error.mean(), rel=1e-4)
+            assert scene[name]["f1"]["all"] == pytest.approx(outlier.mean(), abs=1e-6)
+            row = pairs[f"{sample.group} {sample.name}".strip()]
+            assert row[name] == pytest.approx(error.mean(), abs=0.0051)
+    groups = {sample.group for sample in samples}
+    assert report["groups"].keys() == {group or "all" for group in groups}
+    for group in groups:
+        rows = report["groups"][group or "all"]
+        assert list(rows) == list(methods)
+        for name, method in methods.items():
+            expected = means_by_hand([sample for sample in samples if sample.group == group], method)
+            for mean, metrics in expected.items():
+                for metric, regions in metrics.items():
+                    assert rows[name][mean][metric] == pytest.approx(regions, rel=1e-4, abs=1e-6), (mean, metric)
+                (table,) = table_rows(screen, f"{group or 'all'}, {mean.replace('_', ' ')}")
+                shown = {f"EPE {region}": value for region, value in metrics["epe"].items()}
+                shown |= {f"F1 {region}": 100 * value for region, value in metrics["f1"].items()}
+                assert {k: v for k, v in table[name].items() if k != "time"} == pytest.approx(shown, abs=0.0051)
+
+
+@pytest.mark.parametrize("name", helpers.FLOW_SETS)
+def test_each_benchmark_is_measured_as_by_hand(tmp_path, typed, name):
+    samples, out = helpers.write_benchmark(tmp_path / "unpacked", name), tmp_path / "out"
+    code, screen, err = typed(
+        "flow", "--model", "dis", "--data-root", tmp_path, "--benchmark", name, "--output-dir", out
+    )
+    assert code == 0 and err == ""
+    check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
+    pictures = {"_".join(filter(None, (s.group, s.name))).replace("/", "_") + ".png" for s in samples}
+    assert {path.name for path in out.iterdir()} == {"flow.json", *pictures}
+
+
+def test_kitti_as_a_user_types_it(tmp_path):
+    samples = helpers.write_benchmark(tmp_path / "kitti", "kitti2015")
+    options = ("--export", tmp_path / "to_submit", "--output-dir", tmp_path / "out")
+    code, screen, err = in_subprocess("flow", "--model", "dis", "--data-root", tmp_path, *options)
+    assert code == 0 and err == ""
+    check_flow_report(samples, tmp_path / "out", screen, {"zero": zero, "dis": dis})
+    assert files_below(tmp_path / "to_submit") == ["flow/000000_10.png", "flow/000001_10.png"]
+    report = json.loads((tmp_path / "out" / "flow.json").read_text())
+    assert report["settings"]["model"] == "dis" and report["versions"]["torch"] == torch.__version__
+
+
+def test_invalid_and_unknown_flow_is_black_in_the_picture_and_does_not_count(tmp_path, typed):
+    samples, out = helpers.write_sintel(tmp_path / "data", ("invalid",)), tmp_path / "out"
+    code, screen, err = typed("flow", "--model", "zero", "--data-root", tmp_path / "data", "--output-dir", out)
+    assert code == 0, err
+    check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
+    truth = panel(np.moveaxis(cv2.imread(str(out / "clean_market_2_frame_0001.png")), 2, 0), 0, 2)
+    black = helpers.rectangle(slice(15, 25), slice(10, 50)) | helpers.rectangle(slice(30, 33), slice(7, 60))
+    np.testing.assert_array_equal((truth == 0).all(axis=0), black)
+    assert truth[:, :20, :10].min(axis=0).max() < 100  # the longest flow that counts has full colour
+
+
+def test_a_checkpoint_is_measured_as_the_model_that_it_holds(tmp_path, typed):
+    model, samples = write_checkpoint(tmp_path / "a.pt"), helpers.write_benchmark(tmp_path / "kitti", "kitti2015")
+
+    def ours(*frames):
+        images = [torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1)[None] / 255 for frame in frames]
+        return model.estimate_flow(*images)[0].permute(1, 2, 0).numpy()
+
+    options = ("--data-root", tmp_path / "kitti", "--output-dir", tmp_path / "out")
     code, screen, err = typed("flow", "--model", tmp_path / "a.pt", *options)
     assert code == 0, err
-    assert "ours" in screen
-    rows = json.loads((tmp_path / "out" / "flow.json").read_text())["groups"]["all"]
-    assert list(rows) == ["zero", "dis", "ours"]
-    expected = []
-    for files in find_benchmark(middlebury)[1]:
-        pair = sources.flow_benchmarks.read_pair(files)
-        expected.append(end_point_error(model.estimate_flow(pair.image_1, pair.image_2), pair.flow).item())
-    assert rows["ours"]["per_image"]["epe"]["all"] == pytest.approx(np.mean(expected), rel=1e-4)
+    check_flow_report(samples, tmp_path / "out", screen, {"zero": zero, "dis": dis, "ours": ours})
 
 
-def test_a_checkpoint_without_a_flow_estimator_is_refused_in_one_line(middlebury, tmp_path, typed):
-    write_checkpoint(tmp_path / "a.pt", "vicreg")
-    options = ("--data-root", middlebury, "--output-dir", tmp_path / "out")
-    code, _, err = typed("flow", "--model", tmp_path / "a.pt", *options)
-    assert code == 1 and "vicreg" in err and err.count("\n") == 1
+class ConstantFlow(MCJEPA):
+    """Stands for a trained model: always the same flow, in pixels of what it sees."""
+
+    def __init__(self, dx, dy):
+        nn.Module.__init__(self)
+        self.flow = nn.Parameter(torch.tensor([dx, dy]).view(1, 2, 1, 1))
+        self.encoder_is_frozen, self.seen = False, []
+
+    @torch.no_grad()
+    def estimate_flow(self, image_1, image_2):
+        self.seen.append(tuple(image_1.shape[-2:]))
+        return self.flow.expand(len(image_1), -1, *image_1.shape[-2:]).clone()
 
 
-@pytest.mark.parametrize("resize, scale, label", [("pad", 1.0, "ours"), ("0.5", 0.5, "ours 0.5")])
-def test_a_model_gets_its_own_row_at_any_scale(middlebury, tmp_path, typed, monkeypatch, resize, scale, label):
-    motion = SCENES["Alpha"]
-    model = Constant(*(scale * c for c in motion))
-    monkeypatch.setattr(evaluate, "load_model", lambda path, device: model)
-    out = tmp_path / "out"
-    code, screen, err = typed(
-        "flow", "--model", "a.pt", "--data-root", middlebury, "--resize", resize, "--output-dir", out
-    )
+@pytest.fixture
+def constant_flow(monkeypatch):
+    """Makes --model MODEL a constant flow."""
+
+    def set_model(dx, dy):
+        model = ConstantFlow(dx, dy)
+        monkeypatch.setattr(evaluate, "open_model", lambda *_: model)
+        return model
+
+    return set_model
+
+
+@pytest.mark.parametrize("resize, seen", [(None, [(60, 80), (52, 90)]), ("40x200", 2 * [(40, 200)]),
+                                          ("0.5", [(30, 40), (26, 45)])])  # fmt: skip
+def test_errors_are_in_pixels_of_the_originals_whatever_the_model_saw(tmp_path, typed, constant_flow, resize, seen):
+    model, samples = constant_flow(6.0, -4.0), helpers.write_benchmark(tmp_path / "kitti", "kitti2012")
+    command = ("flow", "--model", "a.pt", "--data-root", tmp_path / "kitti", "--output-dir", tmp_path / "out")
+    code, screen, err = typed(*command, *(("--resize", resize) if resize else ()))
     assert code == 0, err
-    report = json.loads((out / "flow.json").read_text())
-    assert list(report["groups"]["all"]) == ["zero", "dis", label] and f"\n{label} " in screen
-    assert report["scenes"][0][label]["epe"]["all"] == pytest.approx(0, abs=1e-4)
-    assert report["scenes"][1][label]["epe"]["all"] == pytest.approx(math.dist(motion, SCENES["Beta"]), rel=1e-4)
+    assert model.seen == seen
+
+    def constant(frame_1, frame_2):
+        h, w = frame_1.shape[:2]
+        inner_h, inner_w = seen[0] if (h, w) == (60, 80) else seen[1]
+        return np.full((h, w, 2), (6.0 * w / inner_w, -4.0 * h / inner_h))
+
+    label = f"ours {resize}" if resize else "ours"
+    check_flow_report(samples, tmp_path / "out", screen, {"zero": zero, "dis": dis, label: constant})
 
 
-def test_the_layouts_of_kitti_and_flying_chairs_are_found(tmp_path, typed):
-    frame_1, frame_2, flow = scene((3, 1))
-    kitti, chairs = tmp_path / "kitti", tmp_path / "chairs" / "data"
-    for folder in (kitti / "training" / "image_2", kitti / "training" / "flow_occ", chairs):
-        folder.mkdir(parents=True)
-    cv2.imwrite(str(kitti / "training/image_2/000000_10.png"), frame_1)
-    cv2.imwrite(str(kitti / "training/image_2/000000_11.png"), frame_2)
-    cv2.imwrite(str(kitti / "training/image_2/000001_10.png"), frame_1)  # without flow: left out
-    write_kitti(kitti / "training/flow_occ/000000_10.png", flow.clip(-9, 9), np.abs(flow[..., 0]) < 1e9)
-    cv2.imwrite(str(chairs / "00001_img1.ppm"), frame_1)
-    cv2.imwrite(str(chairs / "00001_img2.ppm"), frame_2)
-    cv2.writeOpticalFlow(str(chairs / "00001_flow.flo"), flow)
-    for root in (kitti, kitti / "training", tmp_path / "chairs", chairs):
-        code, _, err = typed("flow", "--model", "zero", "--data-root", root, "--output-dir", tmp_path / "out")
-        assert code == 0, err
-        report = json.loads((tmp_path / "out" / "flow.json").read_text())
-        zero = report["groups"]["all"]["zero"]["per_image"]["epe"]["all"]
-        assert zero == pytest.approx(math.hypot(3, 1), rel=1e-5)
-        assert [s["pixels"] for s in report["scenes"]] == [{"all": 60 * 80 - 6}]
-
-
-def test_two_images_without_truth_become_pictures(middlebury, tmp_path, typed):
-    frames = [middlebury / "other-data" / "Alpha" / f"frame{i}.png" for i in (10, 11)]
-    code, out, err = typed("flow", "--model", "dis", "--images", *frames, "--output-dir", tmp_path / "out")
-    assert code == 0, err
-    assert "px" in out
-    written = {p.name: p for p in (tmp_path / "out").iterdir()}
-    assert set(written) == {"flow.flo", "flow.png", "warped.png", "figure.png"}
-    flow, warped = cv2.readOpticalFlow(str(written["flow.flo"])), cv2.imread(str(written["warped.png"]))
-    assert np.abs(np.median(flow, axis=(0, 1)) - SCENES["Alpha"]).max() < 0.2
-    inside = (slice(8, -8), slice(8, -8))
-    before = np.abs(cv2.imread(str(frames[1])).astype(int) - cv2.imread(str(frames[0])))[inside].mean()
-    after = np.abs(warped.astype(int) - cv2.imread(str(frames[0])))[inside].mean()
-    assert after < 0.2 * before
-
-
-def test_a_video_becomes_a_video_of_its_flow(tmp_path, typed):
-    write_video(tmp_path / "clip.avi", frames=6)
-    out = tmp_path / "out"
-    options = ("--max-frames", 5, "--pictures", 2, "--output-dir", out)
-    code, _, err = typed("flow", "--model", "zero", "--video", tmp_path / "clip.avi", *options)
-    assert code == 0, err
-    assert sorted(p.name for p in out.iterdir()) == ["clip_00000.png", "clip_00003.png", "clip_flow.mp4"]
-    video = cv2.VideoCapture(str(out / "clip_flow.mp4"))
-    assert video.get(cv2.CAP_PROP_FPS) == 10 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    source = cv2.VideoCapture(str(tmp_path / "clip.avi"))
-    for _ in range(4):
-        frame, original = video.read()[1], source.read()[1]
-        assert frame.shape == (46, 2 * 64, 3)
-        assert frame[:, 70:].min() > 240  # no flow is white
-        assert np.abs(frame[:, :60].astype(int) - original[:46, :60]).mean() < 10
-
-
-def test_a_video_that_breaks_off_leaves_nothing_half_written(tmp_path, typed, monkeypatch):
-    class Breaking(Constant):
-        calls = 0
-
-        def estimate_flow(self, image_1, image_2):
-            self.calls += 1
-            if self.calls == 3:
-                raise ValueError("the third frame is broken")
-            return super().estimate_flow(image_1, image_2)
-
-    write_video(tmp_path / "clip.avi", frames=6)
-    monkeypatch.setattr(evaluate, "load_model", lambda path, device: Breaking(1.0, 1.0))
-    options = ("--pictures", 0, "--output-dir", tmp_path / "out")
-    code, _, err = typed("flow", "--model", "a.pt", "--video", tmp_path / "clip.avi", *options)
-    assert code == 1 and err == "error: the third frame is broken\n"
-    assert not list((tmp_path / "out").iterdir())
-
-
-# ----------------------------------------------------------------------------------------------- user mistakes
-
-
-def test_a_mistake_is_one_line_without_a_traceback(tmp_path):
-    run = in_subprocess("flow", "--model", "zero", "--data-root", tmp_path / "nowhere", "--output-dir", tmp_path)
-    assert run.returncode == 1 and run.stdout == ""
-    assert run.stderr == f"error: {tmp_path / 'nowhere'}: no such folder; check the path\n"
-
-
-def mistakes(folder: Path, data: Path) -> dict[str, tuple[list, str]]:
-    """Arguments, and what the line has to say."""
-    alpha = data / "other-data" / "Alpha"
-    (folder / "text.png").write_text("hello")
-    (folder / "text.mp4").write_text("hello")
-    (folder / "empty").mkdir()
-    cv2.imwrite(str(folder / "small.png"), np.zeros((20, 20, 3), np.uint8))
-    write_video(folder / "one.avi", frames=1)
-    return {
-        "missing checkpoint": (["--model", folder / "no.pt"], "no.pt"),
-        "no flow in the folder": (["--data-root", folder / "empty"], "no true flow"),
-        "two sources": (["--data-root", data, "--video", "a.mp4"], "exclude each other"),
-        "missing image": (["--images", alpha / "frame10.png", folder / "no.png"], "no.png"),
-        "text as an image": (["--images", alpha / "frame10.png", folder / "text.png"], "text.png"),
-        "images of two sizes": (["--images", alpha / "frame10.png", folder / "small.png"], "20x20"),
-        "missing video": (["--video", folder / "no.mp4"], "no such video"),
-        "folder as a video": (["--video", folder / "empty"], "empty: a folder, not a video file"),
-        "folder as a checkpoint": (["--model", folder / "empty"], "such as"),
-        "text as a video": (["--video", folder / "text.mp4"], "text.mp4: no frame can be decoded"),
-        "video of one frame": (["--video", folder / "one.avi"], "one.avi: a clip of one frame"),
-        "one frame asked for": (["--video", folder / "one.avi", "--max-frames", 1], "--max-frames"),
-        "factor of zero": (["--resize", 0], "--resize"),
-        "no shapes": (["--shapes-count", 0], "--shapes-count"),
-        "output is a file": (["--output-dir", folder / "text.png"], "text.png: a file is in the way of this folder"),
-    }
-
-
-def test_each_mistake_is_told_in_one_line_and_leaves_no_file(middlebury, tmp_path, typed):
-    for name, (arguments, told) in mistakes(tmp_path, middlebury).items():
-        output = [] if "--output-dir" in arguments else ["--output-dir", tmp_path / "out"]
-        model = [] if "--model" in arguments else ["--model", "zero"]
-        code, out, err = typed("flow", *model, *output, *arguments)
-        assert code == 1 and out == "", name
-        assert err.startswith("error: ") and err.count("\n") == 1 and told in err, (name, err)
-        assert not list((tmp_path / "out").glob("*")), name
-
-
-@pytest.mark.parametrize("spoil, told", [("cut", "cut short"), ("size", "but its frames are"), ("frame", "missing")])
-def test_a_spoilt_scene_leaves_an_earlier_report_as_it_was(middlebury, tmp_path, typed, spoil, told):
-    truth = middlebury / "other-gt-flow" / "Beta" / "flow10.flo"
-    if spoil == "cut":
-        truth.write_bytes(truth.read_bytes()[:-1])
-    elif spoil == "size":
-        cv2.writeOpticalFlow(str(truth), scene((1, 1), h=50)[2])
-    else:
-        (middlebury / "other-data" / "Beta" / "frame11.png").unlink()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "flow.json").write_text("earlier")
-    code, _, err = typed("flow", "--model", "zero", "--data-root", middlebury, "--output-dir", tmp_path / "out")
-    assert code == 1 and err.count("\n") == 1 and told in err and "Beta" in err
-    assert (tmp_path / "out" / "flow.json").read_text() == "earlier"
-    assert not list((tmp_path / "out").glob(".partial*"))
-
-
-# -------------------------------------------------------------------------------------------- as train.py uses it
-
-
-def test_evaluation_during_training_tells_the_error_and_gives_the_mode_back():
-    model = Constant(0.0, 0.0).train()
-    numbers = evaluate.evaluate_flow_on_shapes(model, 3, (64, 48), 5)
-    truth = torch.stack([MovingShapes(length=3, size=(64, 48), seed=5)[i]["flow_forward"][0] for i in range(3)])
+def test_train_py_gets_the_error_on_unseen_shapes_and_its_model_back_in_the_same_mode():
+    model = ConstantFlow(0.0, 0.0).train()
+    numbers = evaluate.flow_errors_on_shapes(model, 3, (64, 48))
+    shapes = MovingShapes(length=3, size=(64, 48), seed=UNSEEN_SEED)
+    truth = torch.stack([shapes[i]["flow_forward"][0] for i in range(3)])
     zero = pytest.approx(truth.norm(dim=1).mean().item(), rel=1e-5)
     assert numbers["epe"] == zero and numbers["epe_zero"] == zero
     assert numbers["f1"] == pytest.approx((truth.norm(dim=1) > 3).float().mean().item(), abs=1e-5)
     assert model.training
+
+
+def read_submission(path):
+    """A flow file by torchvision and by OpenCV, which have to agree; every pixel has to be known."""
+    if path.suffix == ".flo":
+        flow = _read_flo(str(path)).transpose(1, 2, 0)
+        np.testing.assert_array_equal(flow, cv2.readOpticalFlow(str(path)))
+        return flow
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint16 and stored.shape[2] == 3 and (stored[..., 0] == 1).all()
+    flow, valid = _read_16bits_png_with_flow_and_valid_mask(str(path))
+    assert valid.all()
+    np.testing.assert_array_equal(flow.transpose(1, 2, 0), (stored[..., :0:-1].astype(np.float64) - 2**15) / 64)
+    return flow.transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "name, path, resolution",
+    [
+        ("sintel", "{group}/{name}.flo", 0),
+        ("kitti2012", "{name}.png", 1 / 128),
+        ("kitti2015", "flow/{name}.png", 1 / 128),
+        ("middlebury", "{name}.flo", 0),
+        ("things", "{group}/{name}.flo", 0),
+    ],
+)
+def test_what_is_to_be_submitted_is_what_was_measured(tmp_path, name, path, resolution):
+    samples, export = helpers.write_benchmark(tmp_path / "data", name), tmp_path / "deep" / "to_submit"
+    config = evaluate.FlowConfig("dis", tmp_path / "data", tmp_path / "out", benchmark=name, export=export, pictures=1)
+    measured = {(scene["group"], scene["name"]): scene["dis"]["epe"] for scene in evaluate.run_flow(config)["scenes"]}
+    paths = {path.format(group=sample.group, name=sample.name): sample for sample in samples}
+    assert files_below(export) == sorted(paths)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    for place, sample in paths.items():
+        flow = read_submission(export / place)
+        expected = dis(sample.frame_1, sample.frame_2)
+        assert np.abs(flow - expected).max() <= resolution + (1e-4 if resolution else 0)
+        for region, pixels in sample.regions.items():
+            if pixels.any():
+                error = errors_by_hand(flow, sample.truth, pixels)[0].mean()
+                assert error == pytest.approx(measured[sample.group, sample.name][region], abs=1.5 * resolution + 1e-4)
+
+
+@pytest.mark.parametrize("name", ["sintel", "kitti2012", "kitti2015"])
+def test_the_flow_of_the_testing_split_is_written_for_every_pair(tmp_path, typed, name):
+    pairs, export = helpers.write_testing_split(tmp_path / "data", name), tmp_path / "to_submit"
+    helpers.write_benchmark(tmp_path / "data", name)  # the training split beside it is left alone
+    command = ("flow", "--model", "dis", "--data-root", tmp_path / "data", "--split", "testing", "--pictures", 1)
+    code, screen, err = typed(*command, "--export", export, "--output-dir", tmp_path / "out")
+    assert code == 0 and err == ""
+    assert f"flow of {len(pairs)} pairs: {export}" in screen and "EPE" not in screen
+    assert files_below(export) == sorted(pairs)
+    for place, frames in pairs.items():
+        flow = read_submission(export / place)
+        assert np.abs(flow - dis(*frames)).max() <= (1 / 128 + 1e-4 if place.endswith("png") else 0)
+    (picture,) = (tmp_path / "out").glob("*.png")
+    assert cv2.imread(str(picture)).shape == (2 * 76 + 2, 3 * 82 + 2, 3)
+
+
+def test_two_images_become_a_flow_file_and_pictures(tmp_path, typed):
+    frames = helpers.textured_clip(0, helpers.bands([(3, 1)]))
+    for number, frame in enumerate(frames):
+        helpers.write_picture(tmp_path / f"{number}.png", frame)
+    images = (tmp_path / "0.png", tmp_path / "1.png")
+    code, screen, err = typed("flow", "--model", "dis", "--images", *images, "--output-dir", tmp_path / "out")
+    assert code == 0, err
+    assert "px" in screen and files_below(tmp_path / "out") == ["figure.png", "flow.flo", "flow.png", "warped.png"]
+    flow = cv2.readOpticalFlow(str(tmp_path / "out" / "flow.flo"))
+    np.testing.assert_array_equal(flow, dis(*frames))
+    inside = (slice(8, -8), slice(8, -8))
+    warped, first, second = (x.astype(int)[inside] for x in (cv2.imread(str(tmp_path / "out/warped.png")), *frames))
+    assert np.abs(warped - first).mean() < 0.2 * np.abs(second - first).mean()
+
+
+def test_a_video_becomes_a_video_of_its_flow(tmp_path, typed):
+    canvas = cv2.GaussianBlur(helpers.textured_clip(0, helpers.bands([(0, 0)], 100, 120))[0], (9, 9), 0)
+    frames = [canvas[t : t + 47, 2 * t : 2 * t + 65] for t in range(6)]
+    helpers.write_video(tmp_path / "clip.avi", frames)
+    options = ("--max-frames", 5, "--pictures", 2, "--output-dir", tmp_path / "out")
+    code, screen, err = typed("flow", "--model", "zero", "--video", tmp_path / "clip.avi", *options)
+    assert code == 0, err
+    assert "flow of 4 frames" in screen
+    assert files_below(tmp_path / "out") == ["clip_00000.png", "clip_00003.png", "clip_flow.mp4"]
+    film = cv2.VideoCapture(str(tmp_path / "out" / "clip_flow.mp4"))
+    assert film.get(cv2.CAP_PROP_FPS) == 10 and film.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    for original in frames[:4]:
+        frame = film.read()[1]
+        assert frame.shape == (46, 2 * 64, 3)  # even sizes
+        assert frame[:, 70:].min() > 240  # no flow is white
+        assert np.abs(frame[:, :60].astype(int) - original[:46, :60]).mean() < 10
+
+
+def test_a_video_that_breaks_off_leaves_nothing_half_written(tmp_path, typed, constant_flow, monkeypatch):
+    helpers.write_video(tmp_path / "clip.avi", helpers.textured_clip(0, *6 * [helpers.bands([(1, 1)])]))
+    model = constant_flow(1.0, 1.0)
+
+    def estimate(image_1, image_2):
+        if len(model.seen) == 2:
+            raise ValueError("the third frame is broken")
+        return ConstantFlow.estimate_flow(model, image_1, image_2)
+
+    monkeypatch.setattr(model, "estimate_flow", estimate)
+    command = ("flow", "--model", "a.pt", "--video", tmp_path / "clip.avi", "--pictures", 0)
+    assert_one_line(typed(*command, "--output-dir", tmp_path / "out"), "error: the third frame is broken")
+    assert files_below(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("spoil, words", [("cut", "flow10.flo"), ("frame", "frame11.png")])
+def test_a_spoilt_pair_is_named_and_leaves_an_earlier_report_as_it_was(tmp_path, typed, spoil, words):
+    helpers.write_benchmark(tmp_path / "data", "middlebury")
+    if spoil == "cut":
+        helpers.cut_short(tmp_path / "data/other-gt-flow/Urban9/flow10.flo")
+    else:
+        helpers.write_image(tmp_path / "data/other-data/Urban9/frame11.png", (20, 20))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "flow.json").write_text("earlier")
+    command = ("flow", "--model", "zero", "--data-root", tmp_path / "data", "--pictures", 0)
+    assert_one_line(typed(*command, "--output-dir", tmp_path / "out"), "Urban9", words)
+    assert (tmp_path / "out" / "flow.json").read_text() == "earlier" and files_below(tmp_path / "out") == ["flow.json"]
+
+
+# ------------------------------------------------------------------------------------------------ evaluate segmentation
+
+
+@pytest.fixture(scope="module")
+def pwc():
+    return open_model("random", "pwc")
+
+
+def test_the_head_is_batch_norm_and_one_convolution_over_the_levels_side_by_side(pwc):
+    segmenter = Segmenter(pwc, 7).eval()
+    torch.manual_seed(0)
+    for norm in segmenter.norms:  # as after some training
+        for values in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(values)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    images = torch.rand(2, 3, 128, 192)
+    side_by_side = torch.cat(
+        [
+            F.interpolate(x, (32, 48), mode="bilinear")
+            if stride >= 4
+            else x.unflatten(2, (32, 2)).unflatten(4, (48, 2)).mean((3, 5))
+            for x, stride in zip(pwc.encode(images), pwc.encoder.strides, strict=True)
+        ],
+        dim=1,
+    )
+    mean, variance, weight, bias = (
+        torch.cat([getattr(norm, name) for norm in segmenter.norms])[:, None, None]
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    normalised = (side_by_side - mean) / (variance + 1e-5).sqrt() * weight + bias
+    matrix = torch.cat([classifier.weight[:, :, 0, 0] for classifier in segmenter.classifiers], dim=1)
+    expected = torch.einsum("kc,bchw->bkhw", matrix, normalised) + segmenter.classifiers[0].bias[:, None, None]
+    expected = F.interpolate(expected, (128, 192), mode="bilinear")
+    torch.testing.assert_close(segmenter(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("h, w", [(40, 90), (1, 5)])
+def test_scores_have_the_size_of_the_image_and_lie_where_they_do_in_the_padded_image(pwc, h, w):
+    segmenter, image = Segmenter(pwc, 5).eval(), torch.rand(1, 3, h, w)
+    whole = segmenter(pad_to_multiple(image, max(pwc.encoder.strides)))
+    torch.testing.assert_close(segmenter(image), whole[..., :h, :w])
+
+
+def test_the_head_starts_alike_whatever_was_drawn_before(pwc):
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(Segmenter(pwc, 5).classifiers[0].weight)
+    assert torch.equal(*weights)
+
+
+def test_frozen_features_stay_as_they_are_and_fine_tuned_ones_learn():
+    images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
+    for finetune in (False, True):
+        segmenter = Segmenter(open_model("random", "resnet50"), 3, finetune).train()
+        before = {name: value.clone() for name, value in segmenter.model.encoder.state_dict().items()}
+        optimizer = torch.optim.SGD(segmenter.parameters(), lr=0.1)
+        F.cross_entropy(segmenter(images), labels).backward()
+        optimizer.step()
+        # The statistics of the normalisation layers too.
+        same = [torch.equal(value, before[name]) for name, value in segmenter.model.encoder.state_dict().items()]
+        assert all(same) != finetune and (not finetune or sum(same) < 10)
+        assert all(p.grad is not None for p in segmenter.classifiers.parameters())
+
+
+def test_sliding_windows_give_the_mean_of_the_windows_that_see_a_pixel():
+    image = torch.rand(1, 3, 41, 67)
+
+    def segment(part):  # depends on the place in the window
+        return torch.cat((part[:, :1] * torch.arange(part.shape[2]).view(-1, 1), part[:, 1:2]), dim=1)
+
+    ours = evaluate.sliding_scores(segment, image, window=20, stride=13)
+    total, times = np.zeros((2, 41, 67)), np.zeros((41, 67))
+    for top in (0, 13, 21):
+        for left in (0, 13, 26, 39, 47):
+            part = image[0, :, top : top + 20, left : left + 20].double().numpy()
+            total[0, top : top + 20, left : left + 20] += part[0] * np.arange(20)[:, None]
+            total[1, top : top + 20, left : left + 20] += part[1]
+            times[top : top + 20, left : left + 20] += 1
+    np.testing.assert_allclose(ours[0].numpy(), total / times, rtol=1e-4)
+
+
+@given(h=st.integers(1, 70), w=st.integers(1, 70), window=st.integers(1, 40), share=st.floats(0.3, 1))
+def test_windows_cover_the_image_at_their_distance_and_a_small_image_is_taken_whole(h, w, window, share):
+    image, seen, stride = torch.rand(1, 3, h, w), [], math.ceil(share * window)
+    ours = evaluate.sliding_scores(lambda part: seen.append(part.shape[2:]) or part * 2 + 1, image, window, stride)
+    torch.testing.assert_close(ours, image * 2 + 1)
+    count = [1 + math.ceil(max(length - window, 0) / stride) for length in (h, w)]
+    assert seen == math.prod(count) * [(min(h, window), min(w, window))]
+
+
+CAMVID = evaluate.Recipe(6, 2, 2, 48, 48, 1e-2, 2e-4)
+"""Segmentation in seconds."""
+
+
+@pytest.fixture
+def camvid(tmp_path, few_shapes, monkeypatch):
+    """A small CamVid and a configuration for it."""
+    monkeypatch.setitem(RECIPES, "camvid", CAMVID)
+    root = helpers.write_coloured_camvid(tmp_path / "CamVid")
+    return SegmentationConfig("random", root, tmp_path / "run", "pwc", pictures=1)
+
+
+def trained(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those_of_its_predictions(
+    camvid, monkeypatch, capsys
+):
+    monkeypatch.setitem(RECIPES, "camvid", evaluate.Recipe(60, 6, 4, 48, 64, 2e-2, 2e-4))
+    report = run_segmentation(camvid)
+    assert report["settings"]["training_images"] == 6
+    assert report["miou"] > 0.6 and report["pixel_accuracy"] > 0.75
+    confusion = np.array(report["confusion"])
+    assert confusion.sum() == 6 * (64 * 80 - 256)  # void does not count
+    hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    expected = [hit / total if total else None for hit, total in zip(hits, union, strict=True)]
+    assert list(report["iou"].values()) == pytest.approx(expected)
+    assert report["miou"] == pytest.approx(np.mean((hits / np.maximum(union, 1))[union > 0]))
+    assert report == json.loads((camvid.output_dir / "segmentation.json").read_text())
+    screen = capsys.readouterr().out
+    (table,) = table_rows(screen, "camvid, frozen features")
+    assert table["sky"]["IoU [%]"] == pytest.approx(100 * report["iou"]["sky"], abs=0.0051)
+    assert f"mIoU {100 * report['miou']:.2f}%, pixel accuracy {100 * report['pixel_accuracy']:.2f}%" in screen
+    # The truth lies half transparent over the image, and void is not painted.
+    figure = np.array(Image.open(camvid.output_dir / "pictures" / "image_0000.png")).transpose(2, 0, 1).astype(int)
+    image, truth = panel(figure, 0, 0, 64, 80), panel(figure, 0, 1, 64, 80)
+    labels = np.array(Image.open(camvid.data_root / "valannot" / "0.png"))
+    own = np.array([[128, 128, 128], [128, 0, 0], [192, 192, 128]])[labels.clip(max=2)].transpose(2, 0, 1)
+    assert np.abs(truth - np.where(labels == 11, image, (image + own) / 2)).max() <= 1
+
+
+def stop_after(count):
+    calls = []
+
+    def advance(self, steps=1, text=None):
+        calls.append(steps)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return advance
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch, finetune):
+    monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(steps=102))
+    monkeypatch.setattr(evaluate, "measure_segmenter", lambda *_: torch.eye(11, dtype=torch.int64))
+    whole = replace(camvid, finetune=finetune)
+    run_segmentation(whole)
+    parts = replace(whole, output_dir=camvid.output_dir / "parts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "advance", stop_after(102))
+        with pytest.raises(KeyboardInterrupt):
+            run_segmentation(parts)
+    assert trained(parts.output_dir)["step"] == 100
+    run_segmentation(replace(parts, workers=1))
+    one, other = (trained(config.output_dir)["model"] for config in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    kinds = {"norms", "classifiers"} | ({"encoder"} if finetune else set())  # what does not learn is not stored
+    assert {name.split(".")[0] for name in one} == kinds
+    steps = [json.loads(line)["step"] for line in (parts.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 102
+
+
+def test_a_finished_run_is_only_measured_again_and_a_damaged_checkpoint_falls_back_to_the_one_before(camvid, capsys):
+    first = run_segmentation(camvid)
+    before = (camvid.output_dir / "checkpoint.pt").read_bytes()
+    (camvid.data_root.parent / "elsewhere").mkdir()
+    moved = camvid.data_root.rename(camvid.data_root.parent / "elsewhere" / "CamVid")
+    again = run_segmentation(replace(camvid, data_root=moved, benchmark="camvid", pictures=0))
+    assert again["confusion"] == first["confusion"]
+    assert (camvid.output_dir / "checkpoint.pt").read_bytes() == before
+    (camvid.output_dir / "checkpoint.1.pt").write_bytes(before)
+    helpers.cut_short(camvid.output_dir / "checkpoint.pt")
+    assert run_segmentation(replace(camvid, data_root=moved))["confusion"] == first["confusion"]
+    assert "checkpoint.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"steps": 3}, {"finetune": True}, {"encoder": "resnet50"}, {"data_root": None}]
+)
+def test_another_run_in_the_folder_is_refused_by_the_name_of_what_differs(camvid, change):
+    config = replace(camvid, steps=2)
+    run_segmentation(config)
+    field = "data" if "data_root" in change else next(iter(change))
+    with helpers.raises_one_line(ValueError, f"{field}: ", "give another --output-dir"):
+        run_segmentation(replace(config, **change))
+
+
+def test_the_content_of_a_model_file_counts_and_not_its_name(tmp_path, camvid):
+    write_checkpoint(tmp_path / "a.pt")
+    config = replace(camvid, model=str(tmp_path / "a.pt"), encoder="convnext_tiny", steps=2)
+    first = run_segmentation(config)
+    moved = (tmp_path / "a.pt").rename(tmp_path / "b.pt")
+    again = run_segmentation(replace(config, model=str(moved), encoder="pwc"))  # the file says which encoder
+    assert again["confusion"] == first["confusion"]
+    write_checkpoint(tmp_path / "a.pt", "mcjepa")
+    with helpers.raises_one_line(ValueError, "weights: "):
+        run_segmentation(config)
+
+
+def test_rates_and_weight_decay_are_those_of_the_recipe_at_every_step(camvid, monkeypatch):
+    seen = []
+
+    class Recorder(torch.optim.AdamW):
+        def step(self, closure=None):
+            seen.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
+    run_segmentation(replace(camvid, finetune=True))
+    factors = np.array([1 / 2, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])  # 6 steps, 2 of them warm-up
+    expected = np.stack([factors[:, None] * [1e-2, 2e-4], np.full((6, 2), 0.05)], axis=-1)
+    np.testing.assert_allclose(seen, expected)
+
+
+def test_the_recipes_are_those_of_the_protocols_and_a_quick_look_has_a_shorter_warm_up(camvid, monkeypatch):
+    for name, steps, size in (("voc", 40_000, 512), ("cityscapes", 40_000, 1024), ("ade20k", 160_000, 512)):
+        assert RECIPES[name] == (steps, 1_500, 16, 512, size, 1e-4, 1e-4)
+    monkeypatch.setitem(RECIPES, "camvid", RECIPES["voc"])
+    monkeypatch.setattr(evaluate, "measure_segmenter", lambda *_: torch.eye(11, dtype=torch.int64))
+    seen = []
+    monkeypatch.setattr(evaluate, "train_segmenter", lambda *arguments: seen.append(arguments[2][:2]))
+    for steps in (30, 20_000):
+        run_segmentation(replace(camvid, steps=steps))
+    assert seen == [(30, 3), (20_000, 1_500)]
+
+
+def test_the_loss_is_the_mean_over_the_pixels_that_count_and_none_may_count(camvid):
+    for void, expected in (("most", math.log(11)), ("all", 0.0)):
+        for path in (camvid.data_root / "trainannot").iterdir():
+            labels = np.array(Image.open(path))
+            labels[:, ::2] = labels[::2] = 11
+            Image.fromarray(labels if void == "most" else np.full_like(labels, 11)).save(path)
+        config = replace(camvid, steps=1, output_dir=camvid.output_dir / void)
+        run_segmentation(config)
+        loss = json.loads((config.output_dir / "metrics.jsonl").read_text())["loss"]
+        assert loss == pytest.approx(expected, abs=0.15)  # a head that knows nothing yet, of 11 classes
+        assert all(value.isfinite().all() for value in trained(config.output_dir)["model"].values())
+
+
+def test_images_are_measured_with_the_recipes_shorter_side_and_windows(camvid, monkeypatch):
+    seen, slide = [], evaluate.sliding_scores
+    monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(size=32))
+    monkeypatch.setattr(
+        evaluate, "sliding_scores", lambda f, x, *sizes: seen.append((*x.shape[2:], *sizes)) or slide(f, x, *sizes)
+    )
+    run_segmentation(replace(camvid, steps=1))
+    assert seen == 6 * [(32, 40, 48, 32)]  # of images of 64x80
+
+
+def test_unseen_shapes_are_measured(tmp_path, few_shapes):
+    report = run_segmentation(SegmentationConfig("random", output_dir=tmp_path / "run", encoder="pwc", steps=1))
+    unseen = torch.cat([ShapeLabels(3, (64, 64), seed=UNSEEN_SEED)[index][1].flatten() for index in range(3)])
+    counts = np.array(report["confusion"]).sum(1).tolist()
+    assert counts == unseen.bincount(minlength=len(counts)).tolist()
+
+
+@pytest.mark.parametrize("rate, words", [(math.inf, "image 0: the scores are not finite"), (math.nan, "step")])
+def test_numbers_that_are_not_finite_are_reported_and_never_measured(camvid, monkeypatch, rate, words):
+    monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(steps=1 if rate == math.inf else 3, learning_rate=rate))
+    with helpers.raises_one_line(ValueError, words, "not finite"):
+        run_segmentation(camvid)
+    assert not (camvid.output_dir / "segmentation.json").exists()
+
+
+def test_labels_of_another_size_than_their_image_as_a_user_meets_them(tmp_path):
+    helpers.write_label_set(tmp_path / "CamVid", "camvid")
+    for path in (tmp_path / "CamVid/trainannot").iterdir():
+        helpers.write_ids(path, helpers.random_ids(0, [0], 12, 15))
+    options = ("--data-root", tmp_path, "--encoder", "pwc", "--steps", 1, "--workers", 1)
+    code, _, err = in_subprocess("segmentation", "--model", "random", *options, "--output-dir", tmp_path / "out")
+    assert code == 1 and "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'CamVid/trainannot'}") and "15x12" in last
+
+
+# ------------------------------------------------------------------------------------------------------- evaluate video
+
+
+def texture(h, w, seed=0):
+    """Cells of 8 px, each of its own colour, uint8 (3, h, w)."""
+    cells = torch.randint(0, 256, (3, h // 8, w // 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+
+
+def moving_video(steps, objects=2):
+    """A texture that moves by the given number of pixels to the right from frame to frame, with its masks."""
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[16:32, 16:40], mask[40:56, 24:40] = 1, objects
+    places = np.cumsum([0, *steps]).tolist()
+    return ObjectVideo(
+        "moving",
+        sorted({1, objects}),
+        lambda t: texture(64, 96).roll(places[t], dims=2),
+        lambda t: mask.roll(places[t], dims=1),
+        [str(t) for t in range(len(places))],
+    )
+
+
+@pytest.fixture
+def propagated(monkeypatch):
+    """Records what `evaluate.propagate_labels` is called with, and gives back the labels of the first frame."""
+    calls = []
+    monkeypatch.setattr(evaluate, "propagate_labels", lambda *arguments: calls.append(arguments) or arguments[2][0])
+    return calls
+
+
+@pytest.mark.parametrize("context", [0, 7])
+def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers(context):
+    video = moving_video([8, 0, -8, 16], objects=7)
+    config = VideoConfig("colour", topk=1, context=context)
+    for index, mask in enumerate(follow_objects(video, feature_method("colour", 8), config)):
+        # Labels are those of cells, enlarged bilinearly: they differ at the rims only.
+        assert (mask == video.masks(index)).float().mean() > 0.95
+        inner = F.max_pool2d((video.masks(index) == 0).float()[None, None], 9, 1, 4)[0, 0] == 0
+        assert torch.equal(mask[inner], video.masks(index)[inner])
+        assert mask.dtype == torch.uint8 and set(mask.unique().tolist()) == {0, 1, 7}
+
+
+def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propagated):
+    video = moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
+    list(follow_objects(video, lambda image: image[0, :, ::8, ::8] * 255, VideoConfig("colour", context=3)))
+    frames = [[round(x) for x in context[:, 0, 0, 0].tolist()] for _, context, *_ in propagated]
+    assert frames == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]
+
+
+def test_soft_labels_are_carried_on_and_the_options_of_propagation_arrive(monkeypatch):
+    seen, soft = [], torch.rand(3, 8, 12).softmax(dim=0)
+    monkeypatch.setattr(evaluate, "propagate_labels", lambda now, known, *others: seen.append(others) or soft)
+    config = VideoConfig("colour", radius=3, topk=2, temperature=0.5)
+    list(follow_objects(moving_video([0, 0]), feature_method("colour", 8), config))
+    assert [options for _, *options in seen] == [[3, 2, 0.5]] * 2
+    torch.testing.assert_close(seen[1][0][1], soft)
+
+
+def test_all_frames_are_standardised_by_the_numbers_of_the_first(propagated):
+    video = moving_video([0])._replace(frames=lambda t: texture(64, 96, seed=t) // (1 + t))
+    features = feature_method("colour", 8)
+    list(follow_objects(video, features, VideoConfig("colour", standardise=True)))
+    ((now, context, *_),) = propagated
+    torch.testing.assert_close(context[0].mean(dim=(1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(context[0].std(dim=(1, 2), correction=0), torch.ones(3))
+    first, later = (features(video.frames(t)[None].float() / 255) for t in (0, 1))
+    mean, std = first.mean(dim=(1, 2), keepdim=True), first.std(dim=(1, 2), keepdim=True, correction=0)
+    torch.testing.assert_close(now, (later - mean) / std, atol=1e-4, rtol=1e-4)
+
+
+def test_a_channel_that_is_constant_in_the_first_frame_does_not_drown_out_the_others(propagated):
+    wakes = iter([torch.zeros(1, 8, 12), torch.full((1, 8, 12), 0.1)])
+    features = lambda image: torch.cat((F.avg_pool2d(image, 8)[0], next(wakes)))  # noqa: E731
+    list(follow_objects(moving_video([8]), features, VideoConfig("colour", standardise=True)))
+    assert propagated[0][0][3].abs().max() < 200  # 0.1 over a hundredth of the median deviation, not a millionth
+
+
+def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of_its_middle(propagated):
+    frame, seen = torch.randint(0, 256, (3, 60, 107), dtype=torch.uint8), []
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[18:38, 19:44] = 1
+    video = moving_video([0])._replace(objects=[1], masks=lambda t: mask)
+    list(follow_objects(video, feature_method("colour", 8), VideoConfig("colour")))
+    assert torch.equal(propagated[0][2][0, 1], mask[4::8, 4::8].float())
+    mask = (torch.arange(60 * 107).view(60, 107) > 3000).to(torch.uint8)
+    video = video._replace(frames=lambda t: frame, masks=lambda t: mask)
+    features = lambda image: seen.append(image) or image[0, :, ::8, ::8]  # noqa: E731
+    list(follow_objects(video, features, VideoConfig("colour", size=30)))
+    expected = F.interpolate(frame[None].float() / 255, (32, 56), mode="bilinear", antialias=True)
+    for image in seen:  # 30 x 53.5 px are 3.75 x 6.7 cells
+        torch.testing.assert_close(image, expected)
+
+
+def test_an_object_that_fills_every_frame_keeps_it():
+    everywhere = torch.ones(64, 96, dtype=torch.uint8)
+    full = moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
+    assert all(torch.equal(m, everywhere) for m in follow_objects(full, feature_method("colour", 8), VideoConfig("x")))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
+    with helpers.raises_one_line(ValueError, "moving: the features are not finite"):
+        list(follow_objects(moving_video([8]), lambda image: F.avg_pool2d(image, 8)[0] * bad, VideoConfig("colour")))
+
+
+def measured_by_hand(home, export, name, void=True):
+    """J and F of each object in each frame but the first and the last, from the files alone."""
+    count = len(list((home / f"JPEGImages/480p/{name}").iterdir()))
+    first = np.array(Image.open(home / f"Annotations/480p/{name}/00000.png"))
+    numbers = {n: {"J": [], "F": []} for n in np.unique(first).tolist() if n not in (0, 255)}
+    for index in range(1, count - 1):
+        path = home / f"Annotations/480p/{name}/{index:05d}.png"
+        if not path.is_file():
+            continue
+        truth, guess = (np.array(Image.open(p)) for p in (path, export / name / path.name))
+        for number, values in numbers.items():
+            a, b = (truth == number) & ((truth != 255) | (not void)), (guess == number) & ((truth != 255) | (not void))
+            values["J"].append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
+            values["F"].append(evaluate.contour_accuracy(torch.from_numpy(a), torch.from_numpy(b)))
+    return numbers
+
+
+SMALL = {"stride": 4, "size": 48, "radius": 4}
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory):
+    """Three sequences, measured by colour: their folder, the exported masks, video.json, and the screen."""
+    root = tmp_path_factory.mktemp("video")
+    helpers.write_three_sequences(root / "data" / "DAVIS")
+    options = ("--stride", 4, "--size", 48, "--radius", 4, "--export", root / "masks", "--output-dir", root / "out")
+    code, screen, err = in_subprocess("video", "--model", "colour", "--data-root", root / "data", *options)
+    assert code == 0 and err == ""
+    return root / "data" / "DAVIS", root / "masks", json.loads((root / "out/video.json").read_text()), screen
+
+
+def test_every_frame_gets_a_palette_png_in_daviss_colours_with_the_numbers_of_the_first_mask(davis):
+    home, export, _, screen = davis
+    assert {path.name for path in export.iterdir()} == {"apples", "bikes", "cars"}
+    for folder in export.iterdir():
+        frames, masks = (sorted(f.iterdir()) for f in (home / "JPEGImages/480p" / folder.name, folder))
+        assert [mask.name for mask in masks] == [f"{frame.stem}.png" for frame in frames]
+        first = np.array(Image.open(home / f"Annotations/480p/{folder.name}/00000.png"))
+        first[first == 255] = 0  # void is no object
+        for index, path in enumerate(masks):
+            image = Image.open(path)
+            assert image.mode == "P" and image.size == (64, 48)
+            np.testing.assert_array_equal(np.resize(image.getpalette(), (256, 3)), helpers.voc_palette())
+            assert set(np.unique(image)) == set(np.unique(first)), path  # no object is lost here
+            if index == 0:
+                np.testing.assert_array_equal(np.array(image), first)
+    assert f"masks of 3 sequences: {export}\n" in screen
+    assert files_below(export.parent / "out") == ["apples.png", "bikes.png", "cars.png", "video.json"]
+
+
+def test_j_and_f_are_those_of_the_exported_masks_without_the_first_and_the_last_frame(davis):
+    home, export, report, screen = davis
+    assert list(report["sequences"]) == ["cars", "apples", "bikes"]  # as the list has them
+    values = []
+    for name, sequence in report["sequences"].items():
+        expected = measured_by_hand(home, export, name)
+        assert sequence["objects"].keys() == {str(number) for number in expected}  # 255 is no object
+        for number, each in expected.items():
+            for metric in ("J", "F"):
+                ours = sequence["objects"][str(number)][metric]
+                assert ours["frames"] == pytest.approx(each[metric])
+                assert {k: ours[k] for k in ("mean", "recall", "decay")} == pytest.approx(
+                    evaluate.davis_statistics(each[metric])
+                )
+            values.append([evaluate.davis_statistics(each[metric]) for metric in ("J", "F")])
+    assert len(values) == 5 and all(0.3 < j["mean"] < 0.999 for j, _ in values)  # neither lost nor perfect
+    for which, metric in enumerate(("J", "F")):  # each object counts alike, not each sequence
+        for kind in ("mean", "recall", "decay"):
+            expected = np.mean([value[which][kind] for value in values])
+            assert report["mean"][f"{metric}_{kind}"] == pytest.approx(expected)
+    j, f = report["mean"]["J_mean"], report["mean"]["F_mean"]
+    assert report["mean"]["J&F"] == pytest.approx((j + f) / 2)
+    (table,) = table_rows(screen, "[%]")
+    assert table["mean over objects"]["J&F"] == pytest.approx(50 * (j + f), abs=0.0051)
+    assert table["cars"]["J_mean"] == pytest.approx(100 * values[0][0]["mean"], abs=0.0051)
+
+
+def test_void_pixels_never_count(davis):
+    home, export, report, _ = davis
+    without, with_void = (measured_by_hand(home, export, "cars", void=void)[1]["J"] for void in (True, False))
+    assert report["sequences"]["cars"]["objects"]["1"]["J"]["frames"] == pytest.approx(without)
+    assert all(abs(a - b) > 0.01 for a, b in zip(without, with_void, strict=True))
+
+
+def test_frames_without_a_mask_and_objects_that_the_first_mask_does_not_have_are_noted(davis):
+    _, _, report, screen = davis
+    note = "bikes: frames without a mask: 1; objects 7 not in the first mask"
+    assert report["notes"] == [note] and f"note: {note}\n" in screen
+
+
+def test_what_was_measured_before_a_broken_file_is_written(tmp_path):
+    helpers.write_three_sequences(tmp_path)
+    helpers.cut_short(tmp_path / "Annotations/480p/bikes/00003.png")
+    with helpers.raises_one_line(ValueError, "bikes/00003.png"):
+        run_video(VideoConfig("colour", tmp_path, tmp_path / "out", **SMALL))
+    report = json.loads((tmp_path / "out/video.json").read_text())
+    assert list(report["sequences"]) == ["cars", "apples"] and "stopped before the end" in report["notes"][-1]
+
+
+def test_an_absent_object_counts_1_where_it_is_not_predicted_and_0_where_it_is(tmp_path):
+    stays, guest = {1: (8, 8, 16, 16)}, {2: (24, 40, 16, 16)}
+    runs = [helpers.boxes(stays | (guest if there else {})) for there in (1, 1, 0, 0, 1, 1)]
+    helpers.write_painted(tmp_path, "guest", runs, noise=0)
+    shown = 5 * [helpers.boxes(stays | guest)]
+    helpers.write_painted(tmp_path, "phantom", shown, [shown[0], *4 * [helpers.boxes(stays)]], noise=0)
+    report = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", export=tmp_path / "masks", stride=4, size=48))
+    objects = report["sequences"]["guest"]["objects"]
+    assert objects[2]["J"]["frames"][1:3] == objects[2]["F"]["frames"][1:3] == [1.0, 1.0]
+    for index in (2, 3):
+        assert 2 not in np.array(Image.open(tmp_path / f"masks/guest/{index:05d}.png"))
+    assert min(objects[2]["J"]["frames"]) > 0.9 and min(objects[1]["J"]["frames"]) > 0.9  # found when it returns
+    phantom = report["sequences"]["phantom"]["objects"][2]
+    assert phantom["J"]["frames"] == phantom["F"]["frames"] == [0.0, 0.0, 0.0]
+
+
+def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_path):
+    runs = [helpers.boxes({1: (8, 8 + t, 16, 16), 2: (24, 40, 16, 16)}) for t in range(4)]
+    for name in ("bear", "camel"):
+        helpers.write_painted(tmp_path, name, runs, noise=20)
+    helpers.write_davis_lists(tmp_path, "2016", False, val=["camel"])
+    helpers.write_davis_lists(tmp_path, "2017", False, val=["bear"], train=["camel"])
+    merged = run_video(
+        VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2016", export=tmp_path / "masks", **SMALL)
+    )
+    assert list(merged["sequences"]) == ["camel"] and list(merged["sequences"]["camel"]["objects"]) == [1]
+    masks = [np.array(Image.open(path)) for path in sorted((tmp_path / "masks/camel").iterdir())]
+    np.testing.assert_array_equal(masks[0], runs[0] > 0)
+    for t, value in zip((1, 2), merged["sequences"]["camel"]["objects"][1]["J"]["frames"], strict=True):
+        truth = runs[t] > 0
+        assert value == pytest.approx((truth & (masks[t] == 1)).sum() / (truth | (masks[t] == 1)).sum())
+    apart = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", stride=16))
+    assert apart["settings"]["size"] == 480  # unless it is given
+    assert list(apart["sequences"]) == ["bear"] and list(apart["sequences"]["bear"]["objects"]) == [1, 2]
+    other = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", split="train", **SMALL))
+    assert list(other["sequences"]) == ["camel"]
+
+
+def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_path):
+    runs = 4 * [helpers.boxes({2: (8, 8, 16, 16)})]
+    helpers.write_painted(tmp_path, "held-out", runs, [runs[0], None, None, None], noise=5)
+    config = VideoConfig("colour", tmp_path, tmp_path / "out", **SMALL)
+    with helpers.raises_one_line(ValueError, "nothing to measure", "--export"):
+        run_video(config)
+    report = run_video(replace(config, export=tmp_path / "masks"))
+    assert report["mean"] == {} and report["sequences"]["held-out"]["objects"] == {}
+    assert "held-out: frames without a mask: 2; nothing to measure" in report["notes"]
+    assert len(list((tmp_path / "masks/held-out").iterdir())) == 4
+
+
+def test_a_frame_that_is_void_everywhere_does_not_count():
+    video = moving_video([0] * 4)
+    void = video._replace(masks=lambda t: torch.full((64, 96), VOID, dtype=torch.uint8) if t == 2 else video.masks(t))
+    measured = evaluate.measure_objects(void, [video.masks(0)] * 5)
+    assert len(measured["objects"][1]["J"]["frames"]) == 2
+    assert measured["note"] == "frames that are void everywhere: 1"
+
+
+def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes, capsys):
+    report = run_video(VideoConfig("colour", output_dir=tmp_path / "out", export=tmp_path / "masks"))
+    assert len(report["sequences"]) == 3
+    shapes, values = MovingShapes(length=30, size=(64, 64), frames=5, seed=UNSEEN_SEED), []
+    for name, sequence in report["sequences"].items():
+        masks = shapes[int(name.removeprefix("shapes_"))]["instances"].numpy()
+        assert list(sequence["objects"]) == sorted(set(np.unique(masks[0]).tolist()) - {0})
+        for number in sequence["objects"]:
+            for t in (1, 2, 3):  # neither the first frame nor the last
+                ours = np.array(Image.open(tmp_path / "masks" / name / f"{t:05d}.png")) == number
+                truth = masks[t] == number
+                values.append((ours & truth).sum() / (ours | truth).sum() if (ours | truth).any() else 1.0)
+    assert report["mean"]["J_mean"] == pytest.approx(np.mean(values))
+    assert f"{100 * report['mean']['J&F']:.2f}" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------------------------- Table 1
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Replaces the three protocols by functions of their configuration, which give numbers and notes."""
+
+    def replace_commands(**functions):
+        calls = []
+        for name in ("flow", "segmentation", "video"):
+
+            def run(config, name=name):
+                calls.append(config)
+                numbers, notes = functions.get(name, lambda config: ({"x": 1.0}, []))(config)
+                return {"table1": numbers, "notes": notes}
+
+            monkeypatch.setattr(evaluate, f"run_{name}", run)
+        return calls
+
+    return replace_commands
+
+
+def test_table_1_has_each_number_beside_the_papers_and_notes_what_is_missing(tmp_path, commands, capsys):
+    def flow(config):
+        if config.benchmark == "kitti2015":
+            raise MissingSet("no kitti here")
+        return {"clean EPE": 1.5, "final EPE": 2.5}, ["2 of 5 pairs left out"]
+
+    def segmentation(config):
+        if config.benchmark == "cityscapes":
+            raise MissingSet("no cityscapes here")
+        share = {"voc": 25.0, "ade20k": 12.5}[config.benchmark] + 50 * config.finetune
+        return {"tuned" if config.finetune else "frozen": share}, ["1464 training images"] * (config.benchmark == "voc")
+
+    calls = commands(flow=flow, segmentation=segmentation, video=lambda config: ({"J&F": 62.5}, ["no list"]))
+    evaluate.run_table1(evaluate.Table1Config("random", tmp_path, tmp_path / "out", "pwc", steps=20, workers=2))
+    screen = capsys.readouterr().out
+    (table,) = table_rows(screen, "Table 1, px or %")
+    ours = {name: row["ours"] for name, row in table.items() if not math.isnan(row["ours"])}
+    assert ours == {
+        "Sintel clean EPE": 1.5, "Sintel final EPE": 2.5, "VOC frozen": 25.0, "VOC tuned": 75.0,
+        "ADE20K frozen": 12.5, "ADE20K tuned": 62.5, "DAVIS 2017 J&F": 62.5,
+    }  # fmt: skip
+    paper = [2.81, 3.51, 2.67, 67.1, 79.9, 65.5, 78.4, 30.8, 44.2, 70.5]
+    assert [row["MC-JEPA"] for row in table.values()] == paper
+    for note in ("KITTI 2015: no kitti here", "Cityscapes: no cityscapes here", "Sintel: 2 of 5 pairs left out",
+                 "VOC: 1464 training images", "DAVIS 2017: no list"):  # fmt: skip
+        assert screen.count(f"note: {note}\n") == 1, note
+    measured = json.loads((tmp_path / "out" / "table1.json").read_text())["measured"]
+    assert measured == ours
+    assert all((config.model, config.encoder, config.data_root) == ("random", "pwc", tmp_path) for config in calls)
+    trainings = [config for config in calls if isinstance(config, SegmentationConfig)]
+    assert all((config.steps, config.workers) == (20, 2) for config in trainings) and len(trainings) == 6
+    assert len({config.output_dir for config in calls}) == len(calls) == 9
+
+
+def test_what_fails_is_reported_at_the_end_of_table_1_and_the_rest_is_measured(tmp_path, commands, typed):
+    def video(config):
+        raise ValueError("00001.png: broken")
+
+    command = ("table1", "--model", "random", "--encoder", "pwc", "--output-dir", tmp_path / "out", "--data-root")
+    code, screen, err = typed(*command, tmp_path)
+    assert code == 1 and "holds none of the benchmarks" in err and err.count("\n") == 1
+    assert screen.count("note: ") == 6
+    commands(video=video, segmentation=lambda config: ({"frozen": 50.0}, []))
+    code, screen, err = typed(*command, tmp_path)
+    assert code == 1 and err == "error: DAVIS 2017, video: 00001.png: broken\n"
+    (table,) = table_rows(screen, "Table 1, px or %")
+    assert table["VOC frozen"]["ours"] == table["ADE20K frozen"]["ours"] == 50
+    assert math.isnan(table["DAVIS 2017 J&F"]["ours"])
+
+
+def test_a_backbone_without_an_estimator_has_no_flow_in_table_1(tmp_path, commands, capsys):
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
+    calls = commands()
+    evaluate.run_table1(evaluate.Table1Config(str(tmp_path / "resnet50.pth"), output_dir=tmp_path / "out"))
+    assert [type(config) for config in calls] == [SegmentationConfig, SegmentationConfig, VideoConfig]
+    assert "note: no flow: this model has no estimator" in capsys.readouterr().out
+
+
+def test_table_1_of_moving_shapes_as_a_user_types_it_continues_where_it_was_stopped(tmp_path, typed, few_shapes):
+    command = ("table1", "--model", "random", "--encoder", "pwc", "--steps", 2, "--output-dir", tmp_path)
+    results = []
+    for _ in range(2):
+        code, screen, err = typed(*command)
+        assert code == 0, err
+        results.append(json.loads((tmp_path / "table1.json").read_text())["measured"])
+    assert results[0] == results[1]
+    names = ["EPE", "frozen", "tuned", "J&F"]
+    assert list(results[0]) == [f"MovingShapes {name}" for name in names]
+    (table,) = table_rows(screen, "Table 1, px or %")
+    assert [table[name]["ours"] for name in results[0]] == pytest.approx(list(results[0].values()), abs=0.0051)
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+MISTAKES = {
+    "flow --model {root}/no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis",
+    "flow --model {root}/vicreg.pt": "vicreg",
+    "flow --model {root}/empty": "empty",
+    "flow --data-root {root}/nowhere": "no such folder",
+    "flow --data-root {root}/empty": "no true flow",
+    "flow --benchmark sintel": "--benchmark, --split and --export need --data-root",
+    "flow --export x": "--benchmark, --split and --export need --data-root",
+    "flow --split testing --data-root {root}/pairs": "--split testing has no truth",
+    "flow --split testing --export x --data-root {root}/pairs --benchmark middlebury": "testing part of middlebury",
+    "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
+    "flow --images {root}/a.png {root}/no.png": "no.png",
+    "flow --images {root}/a.png {root}/text.png": "text.png",
+    "flow --images {root}/a.png {root}/small.png": "20x20",
+    "flow --video {root}/no.mp4": "no such video",
+    "flow --video {root}/empty": "empty: a folder, not a video file",
+    "flow --video {root}/text.png": "text.png",
+    "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
+    "flow --video {root}/one.avi --max-frames 1": "--max-frames",
+    "flow --resize big": "--resize big: choose HEIGHTxWIDTH such as 384x832, or a factor such as 0.5",
+    "flow --resize 0.0": "--resize 0.0",
+    "flow --resize 0x64": "--resize 0x64",
+    "flow --resize 0.01 --model dis": "too small for DIS",
+    "flow --output-dir {root}/text.png": "text.png",
+    "segmentation --data-root {root}/nowhere": "no such folder",
+    "segmentation --data-root {root}/empty": "no train part",
+    "segmentation --data-root {root}": "choose one with --benchmark",
+    "segmentation --data-root {root} --benchmark ade20k": "no train part of ade20k",
+    "segmentation --data-root {root}/camvid": "no val part of camvid",
+    "segmentation --benchmark voc": "--benchmark needs --data-root",
+    "segmentation --steps 0": "--steps must be positive",
+    "segmentation --workers -1": "num_workers",
+    "segmentation --model no.pt": "no.pt: no such checkpoint, nor a baseline (random",
+    "segmentation --model {root}/a.png": "a.png",
+    "video --data-root {root}/nowhere": "no such folder",
+    "video --data-root {root}/empty": "no DAVIS in it",
+    "video --benchmark davis2017": "--benchmark needs --data-root",
+    "video --stride 0": "--stride",
+    "video --topk 0": "--topk",
+    "video --temperature nan": "--temperature",
+    "video --context -1": "--context",
+    "video --radius -1": "--radius",
+    "video --model no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis; video: colour)",
+    "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
+    "table1 --data-root {root}/nowhere": "nowhere: no such folder",
+}
+"""What a user may type, and what the one line has to say."""
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, few_shapes, command):
+    root = tmp_path / "data"
+    helpers.write_benchmark(root / "pairs", "middlebury")
+    helpers.write_label_set(root / "voc", "voc")
+    helpers.write_label_set(root / "camvid", "camvid", {"train": helpers.LABEL_IMAGES["camvid"]["train"]})
+    write_checkpoint(root / "vicreg.pt", "vicreg")
+    helpers.write_image(root / "a.png", (30, 30))
+    helpers.write_image(root / "small.png", (20, 20))
+    helpers.write_video(root / "one.avi", [np.zeros((40, 40, 3), np.uint8)])
+    (root / "text.png").write_text("hello")
+    (root / "empty").mkdir()
+    name, *flags = command.format(root=root).split()
+    defaults = {"--model": "zero" if name == "flow" else "random", "--output-dir": tmp_path / "out"}
+    defaults = [x for flag, value in defaults.items() if flag not in flags for x in (flag, value)]
+    assert_one_line(typed(name, *defaults, "--encoder", "pwc", *flags), MISTAKES[command])
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_command_has_to_be_named(typed):
+    code, out, err = typed("--model", "zero")
+    assert code == 2 and "flow" in err and not out
