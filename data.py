@@ -18,6 +18,7 @@ import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -31,7 +32,7 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -61,7 +62,7 @@ def is_hidden(name: str) -> bool:
 
 def is_image(path: str | Path) -> bool:
     """Whether the name is that of an image, and not hidden."""
-    return str(path).lower().endswith(IMG_EXTENSIONS) and not is_hidden(Path(path).name)
+    return is_image_file(str(path)) and not is_hidden(Path(path).name)
 
 
 def visible_glob(root: Path, pattern: str) -> list[Path]:
@@ -316,6 +317,7 @@ def read_ids(path: Path, coloured: bool = True) -> UInt8[Tensor, "h w"]:
     return torch.from_numpy(values.astype(np.uint8))
 
 
+@dataclass(eq=False)
 class LabelledImages(Dataset):
     """Images with a class for each pixel: (uint8 (3, h, w) RGB, int64 (h, w)), VOID where a pixel does not count.
 
@@ -324,30 +326,24 @@ class LabelledImages(Dataset):
     ValueError on reading a damaged file, labels of another size than the image, or a number that is no class.
     """
 
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, Path]],
-        tables: dict[str, dict[int, int]],
-        classes: Sequence[str],
-        colours: np.ndarray,
-        notes: Sequence[str] = (),
-    ):
-        self.files, self.classes, self.colours, self.notes = files, tuple(classes), colours, tuple(notes)
-        self.coloured = np.array_equal(colours, PALETTE[: len(colours)])
-        self.tables = {}
-        for ending, table in tables.items():
-            self.tables[ending] = torch.full((256,), -1)
-            self.tables[ending][list(table)] = torch.tensor(list(table.values()))
+    files: Sequence[tuple[Path, Path]]
+    tables: dict[str, dict[int, int]]
+    classes: Sequence[str]
+    colours: np.ndarray
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
         path, labels_path = self.files[index]
-        image, ids = load_image(path), read_ids(labels_path, self.coloured)
+        image = load_image(path)
+        ids = read_ids(labels_path, coloured=np.array_equal(self.colours, PALETTE[: len(self.colours)]))
         if ids.shape != image.shape[1:]:
             raise ValueError(f"{labels_path}: labels of {size_text(ids)}, but {path} is {size_text(image)}")
-        table = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
+        numbers = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
+        table = torch.full((256,), -1)
+        table[list(numbers)] = torch.tensor(list(numbers.values()))
         labels = table[ids.long()]
         if (labels < 0).any():
             raise ValueError(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")

@@ -1030,7 +1030,7 @@ def test_voc_trains_on_the_augmented_set_but_never_on_an_image_of_val(seed):
     train, val = (sorted(dice.sample(part, dice.randint(1, 4))) for part in (names[:4], names[4:]))
     with TemporaryDirectory() as folder:
         voc = write_label_set(Path(folder) / "VOC2012", "voc", {"train": train, "val": val})
-        assert find_labels(voc, None, "val")[1].notes == ()
+        assert find_labels(voc, None, "val")[1].notes == []
         more = dice.sample(names, dice.randint(1, 8))
         for name in more:
             write_ids(voc / f"SegmentationClassAug/{name}.png", random_ids(1, range(21)), "L")
@@ -1040,7 +1040,7 @@ def test_voc_trains_on_the_augmented_set_but_never_on_an_image_of_val(seed):
             names_of(training) == sorted({*train, *more} - {*val}) and names_of(find_labels(voc, None, "val")[1]) == val
         )
         assert all((path.parent.name == "SegmentationClass") == (path.stem in train) for _, path in training.files)
-        assert training.notes == (f"{len(training)} training images; with the augmented set there are 10,582",)
+        assert training.notes == [f"{len(training)} training images; with the augmented set there are 10,582"]
 
 
 def test_a_missing_list_of_voc_is_named(tmp_path):
