@@ -18,7 +18,7 @@ import math
 import re
 import sys
 import time
-from collections import Counter, deque, namedtuple
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -54,8 +54,10 @@ UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
 SHAPES_SIZE, SHAPES_PAIRS, SHAPES_IMAGES, SHAPES_VIDEOS, SHAPES_FRAMES = 192, 200, 200, 20, 20
 """MovingShapes: height and width in pixels (the crop of the pocket preset), and how many of them are measured on."""
-Flow, Mask, Labels = Float[Tensor, "b 2 h w"], Bool[Tensor, "h w"], Int64[Tensor, "h w"]
-Frame, Picture, ObjectMask = Float[Tensor, "1 3 h w"], UInt8[Tensor, "3 h w"], UInt8[Tensor, "h w"]
+Flow, Frame = Float[Tensor, "b 2 h w"], Float[Tensor, "1 3 h w"]
+Vectors, Rgb, Picture = Float[Tensor, "2 h w"], Float[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]
+Mask, Labels, ObjectMask = Bool[Tensor, "h w"], Int64[Tensor, "h w"], UInt8[Tensor, "h w"]
+Confusion, LabelData = Int64[Tensor, "c c"], LabelledImages | ShapeLabels
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, h, w) in [0, 1] to the flow (1, 2, h, w) from the first to the second, in pixels."""
 FeatureMethod = Callable[[Tensor], Tensor]
@@ -97,19 +99,19 @@ def f1_all(flow: Flow, truth: Flow, valid: Bool[Tensor, "b ..."] | None = None) 
     return (~((error <= 3.0) | (error <= 0.05 * length))).float().mean()
 
 
-def count_confusion(truth: Labels, prediction: Labels, classes: int) -> Int64[Tensor, "c c"]:
+def count_confusion(truth: Labels, prediction: Labels, classes: int) -> Confusion:
     """Pixels by true class (rows) and predicted class (columns); pixels whose truth is VOID do not count."""
     counts = truth != VOID
     pairs = truth[counts] * classes + prediction[counts]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
-def class_iou(confusion: Int64[Tensor, "c c"]) -> Float[Tensor, " c"]:
+def class_iou(confusion: Confusion) -> Float[Tensor, " c"]:
     """Intersection over union of each class, in [0, 1]; NaN for a class that neither occurs nor is predicted."""
     return confusion.diag() / (confusion.sum(dim=0) + confusion.sum(dim=1) - confusion.diag())
 
 
-def mean_iou(confusion: Int64[Tensor, "c c"]) -> float:
+def mean_iou(confusion: Confusion) -> float:
     """The mean over classes of intersection over union, in [0, 1]; see `count_confusion` for its argument.
 
     A class that neither occurs nor is predicted is left out; without any pixel it raises ValueError.
@@ -173,10 +175,7 @@ def propagate_labels(
 
     Args:
         target, context: features of the frame, and of those whose labels are known; normalised here.
-        labels: soft or hard, at the size of the features.
-
-    Returns:
-        Soft labels: weighted means of those given.
+        labels: soft or hard, at the size of the features. Returns weighted means of them.
     """
     (h, w), tile = target.shape[1:], max(radius, 4)
     target, context = F.normalize(target, dim=0), F.normalize(context, dim=1)
@@ -266,9 +265,8 @@ def dis_flow(image_1: Frame, image_2: Frame) -> Flow:
     h, w = image_1.shape[2:]
     if max(h, w) < 12:
         raise ValueError(f"images of {w}x{h} px are too small for DIS: one side needs 12 px")
-    grey = [
-        cv2.cvtColor(to_uint8(image[0]).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in (image_1, image_2)
-    ]
+    frames = (to_uint8(image[0]).permute(1, 2, 0).numpy() for image in (image_1, image_2))
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
     return torch.from_numpy(flow).permute(2, 0, 1)[None]
 
@@ -300,13 +298,13 @@ def to_uint8(image: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
     return (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def colour_scale(flow: Float[Tensor, "2 h w"]) -> float:
+def colour_scale(flow: Vectors) -> float:
     """The length in pixels that gets the full colour: the 99th percentile, which ignores outliers, and at least 1."""
     lengths = flow.norm(dim=0)[known_flow(flow[None])[0, 0]].detach().cpu().numpy()
     return max(1.0, float(np.quantile(lengths, 0.99))) if lengths.size else 1.0
 
 
-def flow_colours(flow: Float[Tensor, "2 h w"], scale: float) -> Picture:
+def flow_colours(flow: Vectors, scale: float) -> Picture:
     """Flow in the usual colour key, full colour from `scale` pixels on; black where it is unknown."""
     flow = flow.detach().float().cpu()
     known = known_flow(flow[None])[0]
@@ -333,12 +331,7 @@ def titled_grid(panels: dict[str, Picture], columns: int) -> UInt8[Tensor, "3 H 
     return make_grid(torch.stack(titled), nrow=columns, padding=2, pad_value=255)
 
 
-def flow_figure(
-    image_1: Float[Tensor, "3 h w"],
-    image_2: Float[Tensor, "3 h w"],
-    flow: Float[Tensor, "2 h w"],
-    truth: Float[Tensor, "2 h w"] | None = None,
-) -> UInt8[Tensor, "3 H W"]:
+def flow_figure(image_1: Rgb, image_2: Rgb, flow: Vectors, truth: Vectors | None = None) -> UInt8[Tensor, "3 H W"]:
     """One picture to judge a flow by eye: from image 1 to image 2, in pixels, images in [0, 1].
 
     Both frames, the flow, frame 2 warped to frame 1 by it, and the difference between that and frame 1, which is black
@@ -374,6 +367,7 @@ def overlay(image: Picture, labels: ObjectMask | Labels, colours: np.ndarray, hi
 def writing_video(path: Path, rate: float) -> Iterator[Callable[[Picture], None]]:
     """Yields a function that adds a frame to an mp4 video, which appears at `path` once it is whole."""
     writer, count = cv2.VideoWriter(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
 
         def write(frame: Picture) -> None:
@@ -505,7 +499,6 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     label = config.model if config.model in (*BASELINES, "random") else "ours"
     label = f"{label} {config.resize}" if config.resize else label  # a baseline then has two rows
     methods = {label: method} if testing else BASELINES | {label: method}
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     entries = []
     for pair in tqdm(pairs, total=count, desc="flow", unit="pair", disable=None):
         flows, entry = measure_pair(pair, methods)
@@ -531,15 +524,14 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
 def print_flow(report: dict) -> None:
     """The means of each group of pairs, and the error of each pair where there are few."""
     print(f"\nFlow on {report['data']}: EPE in px, F1 in %, times in ms")
-    for group, rows in report["groups"].items():
-        for mean in ("per_pixel", "per_image"):
-            columns, table = [], {name: [] for name in rows}
-            for metric, factor in (("epe", 1), ("f1", 100)):
-                columns += [f"{metric.upper()} {region}" for region in rows["zero"][mean][metric]]
-                for name, row in rows.items():
-                    table[name] += [factor * value for value in row[mean][metric].values()]
-            table = {name: [*numbers, 1000 * rows[name]["seconds"]] for name, numbers in table.items()}
-            print_table(f"{group}, {mean.replace('_', ' ')}", [*columns, "time"], table)
+    for (group, rows), mean in product(report["groups"].items(), ("per_pixel", "per_image")):
+        regions = rows["zero"][mean]["epe"]
+        table = {
+            name: [*row[mean]["epe"].values(), *(100 * f1 for f1 in row[mean]["f1"].values()), 1000 * row["seconds"]]
+            for name, row in rows.items()
+        }
+        columns = [f"{metric} {region}" for metric, region in product(("EPE", "F1"), regions)]
+        print_table(f"{group}, {mean.replace('_', ' ')}", [*columns, "time"], table)
     if len(report["scenes"]) <= 20:
         names = [f"{scene['group']} {scene['name']}".strip() for scene in report["scenes"]]
         errors = ([scene[method]["epe"].get("all", math.nan) for method in rows] for scene in report["scenes"])
@@ -569,14 +561,9 @@ def flow_of_images(method: FlowMethod, path_1: Path, path_2: Path, folder: Path)
 def flow_of_video(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes NAME_flow.mp4, each frame beside its flow to the next, and figures spread evenly over the video."""
     path, film = config.video, config.output_dir / f"{config.video.stem}_flow.mp4"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'a folder, not a video file' if path.is_dir() else 'no such video'}")
-    if config.max_frames < 2:
-        raise ValueError("--max-frames must be at least 2: flow needs two frames")
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
-    count, scale = min(len(pairs), config.max_frames - 1), 1.0
+    count, scale = min(len(pairs), max(config.max_frames - 1, 1)), 1.0
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     with writing_video(film, cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0) as write:
         for index in tqdm(range(count), desc="flow", unit="frame", disable=None):
             frame, following = pairs[index]
@@ -597,9 +584,8 @@ class Segmenter(nn.Module):
 
     Each level goes through its own part of the convolution before the sizes are brought together. Both steps are
     linear, so the sum equals the convolution over the levels side by side, for a fraction of the memory. (Only the
-    statistics of the batch norm differ a little: they are those of a level before it is enlarged.)
-
-    With `finetune` the encoder learns too; otherwise it stays as it is, its normalisation layers in eval mode.
+    statistics of the batch norm differ a little: they are those of a level before it is enlarged.) With `finetune` the
+    encoder learns too; otherwise it stays as it is, its normalisation layers in eval mode.
     """
 
     def __init__(self, model: MCJEPA, classes: int, finetune: bool = False) -> None:
@@ -607,11 +593,9 @@ class Segmenter(nn.Module):
         self.model = model.requires_grad_(False)
         self.model.freeze_encoder(not finetune)
         torch.manual_seed(0)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in model.encoder.channels)
-        self.classifiers = nn.ModuleList(
-            nn.Conv2d(channels, classes, 1, bias=level == 0)  # the sum needs one bias only
-            for level, channels in enumerate(model.encoder.channels)
-        )
+        levels = list(enumerate(model.encoder.channels))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for _, c in levels)
+        self.classifiers = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i, c in levels)  # one bias is enough
         for classifier in self.classifiers:
             nn.init.normal_(classifier.weight, std=0.01)
         nn.init.zeros_(self.classifiers[0].bias)
@@ -698,15 +682,13 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
     if config.data_root is not None:
         name, training = label_sets.find_labels(config.data_root, config.benchmark, "train")
         _, validation = label_sets.find_labels(config.data_root, name, "val")
+        config = replace(config, benchmark=name)
     recipe = RECIPES[name]
     if config.steps is not None:  # a quick look would end before the learning rate is full
         recipe = recipe._replace(steps=config.steps, warmup=min(recipe.warmup, config.steps // 10))
     model = open_model(config.model, config.encoder, config.seed)
     segmenter = Segmenter(model, len(training.classes), config.finetune).to(own_device())
-    settings = as_json(config) | recipe._asdict() | {"data": name, "training_images": len(training)}
-    if Path(config.model).is_file():  # its content counts, wherever it is
-        settings["weights"] = hashlib.sha256(Path(config.model).read_bytes()).hexdigest()[:16]
-    train_segmenter(segmenter, training, recipe, config, settings)
+    settings = train_segmenter(segmenter, training, recipe, config)
     confusion = measure_segmenter(segmenter.eval(), validation, recipe, config)
     iou = dict(zip(training.classes, class_iou(confusion).tolist(), strict=True))
     shares = (confusion.sum(dim=1) / confusion.sum()).tolist()
@@ -721,18 +703,14 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
     return write_report(config, "segmentation", report)
 
 
-def train_segmenter(
-    segmenter: Segmenter,
-    training: LabelledImages | ShapeLabels,
-    recipe: Recipe,
-    config: SegmentationConfig,
-    settings: dict,
-) -> None:
+def train_segmenter(segmenter: Segmenter, training: LabelData, recipe: Recipe, config: SegmentationConfig) -> dict:
     """Trains the head, and the encoder with --finetune, from the checkpoint in --output-dir or from the beginning.
 
-    Raises:
-        ValueError: the checkpoint belongs to other settings, or the loss is not finite.
+    Returns the settings of the run. ValueError if the checkpoint belongs to others, or the loss is not finite.
     """
+    settings = as_json(config) | recipe._asdict() | {"training_images": len(training)}
+    if Path(config.model).is_file():
+        settings["weights"] = hashlib.sha256(Path(config.model).read_bytes()).hexdigest()[:16]
     learns = nn.ModuleDict({"norms": segmenter.norms, "classifiers": segmenter.classifiers})
     groups = [{"params": [*learns.parameters()], "initial_lr": recipe.learning_rate}]
     if config.finetune:  # otherwise the encoder comes from --model, not from the checkpoint
@@ -743,14 +721,14 @@ def train_segmenter(
     checkpoint, warnings = newest_checkpoint(config.output_dir, load_checkpoint)
     print("".join(f"{warning}\n" for warning in warnings), end="")
     if checkpoint:
-        # "data" and "weights" say what these flags mean.
-        may_differ = ["output_dir", "workers", "pictures", "data_root", "benchmark", "model"]
+        # The weights say which model it is, wherever it is stored.
+        may_differ = ["output_dir", "workers", "pictures", "data_root", "model"]
         check_same_run(path, checkpoint["config"], settings, may_differ + ["encoder"] * ("weights" in settings))
         learns.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
     if start >= recipe.steps:
-        return
+        return settings
     transform, stream = label_sets.LabelAugmentation(recipe.crop, recipe.size), Stream(config.seed, start_step=start)
     loader = make_loader(training, transform, recipe.batch, stream, config.workers)
     segmenter.train()
@@ -774,15 +752,14 @@ def train_segmenter(
             if done % 100 == 0 or done == recipe.steps:
                 state = {"model": learns.state_dict(), "optimizer": optimizer.state_dict()}
                 save_checkpoint(path, state | {"step": done, "config": settings})
+    return settings
 
 
-def measure_segmenter(
-    segmenter: Segmenter, validation: LabelledImages | ShapeLabels, recipe: Recipe, config: SegmentationConfig
-) -> Int64[Tensor, "c c"]:
+def measure_segmenter(segmenter: Segmenter, data: LabelData, recipe: Recipe, config: SegmentationConfig) -> Confusion:
     """Counts the pixels of all images at their own size by true and predicted class; draws the first few images."""
-    confusion = torch.zeros(len(validation.classes), len(validation.classes), dtype=torch.int64)
-    for index in tqdm(range(len(validation)), desc="segmentation", unit="image", disable=None):
-        image, truth = validation[index]
+    confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+    for index in tqdm(range(len(data)), desc="segmentation", unit="image", disable=None):
+        image, truth = data[index]
         (h, w), factor = truth.shape, recipe.size / min(truth.shape)
         shown = image[None].to(own_device()).float() / 255
         if factor != 1:
@@ -795,7 +772,7 @@ def measure_segmenter(
         confusion += count_confusion(truth, prediction, len(confusion))
         if index < config.pictures:
             panels = {"truth": truth, "prediction": prediction}
-            panels = {title: overlay(image, labels, validation.colours, [VOID]) for title, labels in panels.items()}
+            panels = {title: overlay(image, labels, data.colours, [VOID]) for title, labels in panels.items()}
             figure = titled_grid({"image": image} | panels, columns=3)
             write_picture(config.output_dir / "pictures" / f"image_{index:04d}.png", figure)
     return confusion
@@ -897,7 +874,6 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         source, count = f"{config.benchmark or 'DAVIS'} in {config.data_root}", len(videos)
         config = replace(config, size=config.size or 480)
     features = feature_method(config.model, config.stride, config.encoder, config.seed)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     sequences, failure = {}, None
     try:
         for video in tqdm(videos, total=count, desc="video", unit="sequence", disable=None):
@@ -956,19 +932,17 @@ def measure_objects(video: ObjectVideo, predictions: Sequence[ObjectMask]) -> di
     Frames without a mask are left out, and so are void pixels and objects that the first mask does not have.
     """
     values = {number: {"J": [], "F": []} for number in video.objects}
-    left_out, strangers = Counter(), set()
+    left_out = 0
     for index in range(1, video.length - 1):
         truth = video.masks(index)
         if truth is None or (truth == VOID).all():
-            left_out["frames without a mask" if truth is None else "frames that are void everywhere"] += 1
+            left_out += 1
             continue
-        strangers |= set(truth.unique().tolist()) - {0, VOID, *video.objects}
         for number, measured in values.items():
             annotation, prediction = ((mask == number) & (truth != VOID) for mask in (truth, predictions[index]))
             measured["J"].append(region_similarity(annotation, prediction))
             measured["F"].append(contour_accuracy(annotation, prediction))
-    notes = [f"{what}: {count}" for what, count in left_out.items()]
-    notes += [f"objects {', '.join(map(str, sorted(strangers)))} not in the first mask"] * bool(strangers)
+    notes = [f"frames without a mask: {left_out}"] * bool(left_out)
     objects = {
         number: {name: davis_statistics(frames) | {"frames": frames} for name, frames in measured.items()}
         for number, measured in values.items()
