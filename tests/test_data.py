@@ -1,6 +1,5 @@
 """Tests of data.py. Each is named after the claim that it checks."""
 
-import os
 import pickle
 import random
 import struct
@@ -160,13 +159,6 @@ def test_a_folder_that_is_missing_or_without_images_is_reported_with_what_was_ex
     (tmp_path / "notes.txt").write_text("hello")
     with raises_one_line(FileNotFoundError, f"{tmp_path}: {what}; expected", ".png"):
         source(tmp_path)
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read all")
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
-    write_image(tmp_path / "a/0.png").parent.chmod(0)
-    with pytest.raises(PermissionError, match=str(tmp_path / "a")):
-        find_files(tmp_path, (".png",))
 
 
 # ----------------------------------------------------------------------------------------------------- pairs of frames
@@ -524,14 +516,6 @@ def test_enlarge_takes_the_largest_window_of_the_crops_shape_from_a_small_frame(
         assert length - 2 <= line.max() - line.min() <= length - 1
 
 
-def test_enlarge_changes_nothing_for_a_frame_that_is_large_enough():
-    results = []
-    for enlarge in (False, True):
-        torch.manual_seed(5)
-        results.append(FlowAugmentation((32, 64), enlarge=enlarge)(photo(0, (50, 100)), photo(1, (50, 100))))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 @settings(max_examples=30, deadline=None)
 @given(size=st.tuples(st.integers(2, 90), st.integers(2, 90)), seed=seeds)
 def test_with_enlarge_a_frame_of_any_size_gives_the_crop(size, seed):
@@ -572,26 +556,6 @@ def test_the_joined_batches_do_not_depend_on_the_number_of_processes(length, bat
     parts = [drawn(length, batch, 5, 0, rank, world) for rank in range(world)]
     joined = [key for step in range(5) for part in parts for key in part[step * batch : (step + 1) * batch]]
     assert joined == drawn(length, batch * world, 5)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    length=st.integers(8, 60),
-    share=st.integers(1, 4),
-    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    seed=seeds,
-    choices=st.data(),
-)
-def test_a_run_continued_with_other_processes_takes_the_rest_of_a_pass_and_no_item_twice(
-    length, share, worlds, seed, choices
-):
-    batch = share * worlds[0] * worlds[1]  # of all processes: the same before and after
-    stop = choices.draw(st.integers(0, length // batch + 1))
-    before = [k for r in range(worlds[0]) for k in drawn(length, batch // worlds[0], stop, seed, r, worlds[0])]
-    steps = -(-length // batch) - min(stop, length // batch)
-    after = [k for r in range(worlds[1]) for k in drawn(length, batch // worlds[1], steps, seed, r, worlds[1], stop)]
-    indices = [index for position, index in sorted(before + after) if position < length]
-    assert len(indices) == len(set(indices))
 
 
 def test_passes_and_seeds_have_orders_of_their_own():

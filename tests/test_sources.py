@@ -73,10 +73,10 @@ def sample(image, x, y):
     return top * (1 - fy) + bottom * fy
 
 
-def directions(item, t=0):
-    """Both directions of one step as (source frame, target frame, flow, visible) in NumPy float64."""
-    for s, e, name in ((t, t + 1, "forward"), (t + 1, t, "backward")):
-        yield s, e, item[f"flow_{name}"][t].double().numpy(), item[f"visible_{name}"][t, 0].numpy()
+def directions(item):
+    """Both directions of two frames as (source frame, target frame, flow, visible) in NumPy float64."""
+    for source, target, name in ((0, 1, "forward"), (1, 0, "backward")):
+        yield source, target, item[f"flow_{name}"][0].double().numpy(), item[f"visible_{name}"][0, 0].numpy()
 
 
 def ends(flow):
@@ -119,18 +119,6 @@ def test_with_looks_by_class_each_class_has_one_look_and_nothing_else_changes():
     deviation = torch.stack([torch.stack(each).std(dim=0).max() for each in means.values() if len(each) > 1]).mean()
     centres = torch.stack([torch.stack(each).mean(dim=0) for each in means.values()])
     assert len(means) == 9 and deviation < 0.06 and torch.pdist(centres).min() > deviation
-
-
-def test_warping_the_other_frame_by_the_flow_restores_the_frame_where_visible():
-    shapes, still, warped = MovingShapes(frames=3, brightness=0.0), [], []
-    for index in range(30):
-        item = shapes[index]
-        images = item["images"].double().numpy()
-        for source, target, flow, visible in (each for t in range(2) for each in directions(item, t)):
-            warped.append(np.abs(images[source] - sample(images[target], *ends(flow)))[:, visible].mean())
-            still.append(np.abs(images[source] - images[target])[:, visible].mean())
-    assert np.mean(warped) < 0.015  # two bilinear samplings of fine texture, and soft edges
-    assert np.mean(warped) < 0.25 * np.mean(still)
 
 
 def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
@@ -684,21 +672,16 @@ ABSURD_SIZE += struct.pack(">I", zlib.crc32(b"IHDR" + ABSURD_SIZE))
 DAMAGE = {
     "wrong magic number.flo": lambda good: b"HEIP" + good[4:],
     "cut short.flo": lambda good: good[:-1],
-    "header only.flo": lambda good: good[:9],
     "empty.flo": lambda good: b"",
     "negative size.flo": lambda good: good[:4] + struct.pack("<ii", -7, -5) + good[12:],
     "absurd size.flo": lambda good: good[:4] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + good[12:],
     "cut short.pfm": lambda good: good[:-1],
-    "text.pfm": lambda good: b"hello, this is text",
     "one channel.pfm": lambda good: b"Pf" + good[2:],
-    "no size.pfm": lambda good: good.replace(b"7 5", b"0 5", 1),
     "absurd size.pfm": lambda good: good.replace(b"7 5", b"999999 999999", 1),
     "endless size.pfm": lambda good: good.replace(b"7 5", b"9" * 5000 + b" 5", 1),
     "cut short.png": lambda good: good[: len(good) // 2],
-    "wrong check sum.png": lambda good: good[:-16] + bytes(4) + good[-12:],
     "eight bits.png": lambda good: png_of(5, 7, 3, kind=np.uint8),
     "one channel.png": lambda good: png_of(5, 7),
-    "four channels.png": lambda good: png_of(5, 7, 4),
     "nothing known.png": lambda good: cv2.imencode(".png", np.zeros((5, 7, 3), np.uint16))[1].tobytes(),
     "absurd size.png": lambda good: good[:16] + ABSURD_SIZE + good[33:],
 }
@@ -1223,39 +1206,38 @@ def test_frames_are_in_natural_order_and_masks_are_those_of_their_names(tmp_path
     assert [video.masks(index).max().item() for index in range(4)] == [1, 2, 9, 10]
 
 
-def break_davis(home, how):
-    """Damages a sequence of three frames. Returns the path that the error must name, and the word for it."""
-    frames, masks = home / "JPEGImages/480p/bear", home / "Annotations/480p/bear"
-    if how == "no frames":
-        for path in frames.iterdir():
-            path.unlink()
-        return frames, "no frames"
-    if how == "no first mask":
-        (masks / "00000.png").unlink()
-        return masks / "00000.png", "the mask of its first frame"
-    if how == "lost frame":
-        (frames / "00001.jpg").unlink()
-        return frames / "00001", "frame missing, its mask is there"
-    if how == "empty first mask":
-        return write_ids(masks / "00000.png", 0 * block()), "no object"
-    if how == "soft white mask":
-        return write_ids(masks / "00000.png", np.arange(192).reshape(12, 16) + 64, "L"), "must have hard edges"
-    if how in ("cut mask", "cut frame"):
-        return cut_short(masks / "00001.png" if "mask" in how else frames / "00001.jpg"), "not a readable image"
-    if how == "large mask":
-        return write_ids(masks / "00001.png", block(1, 20, 20)), "20x20 px"
-    return write_image(frames / "00001.jpg", (20, 20)), "20x20 px"
+def lose_frames(frames, masks):
+    for path in frames.iterdir():
+        path.unlink()
+    return frames
 
 
-BROKEN = ("no frames", "no first mask", "lost frame", "empty first mask", "soft white mask")
-BROKEN += ("cut mask", "cut frame", "large mask", "large frame")
+def lose(path):
+    path.unlink()
+    return path.with_suffix("") if path.suffix == ".jpg" else path
 
 
-@pytest.mark.parametrize("how", BROKEN)
-def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(how, tmp_path):
+BROKEN_SEQUENCES = {
+    "no frames in it": lose_frames,
+    "the mask of its first frame": lambda frames, masks: lose(masks / "00000.png"),
+    "frame missing, its mask is there": lambda frames, masks: lose(frames / "00001.jpg"),
+    "no object in the mask": lambda frames, masks: write_ids(masks / "00000.png", 0 * block()),
+    "must have hard edges": lambda frames, masks: write_ids(
+        masks / "00000.png", np.arange(192).reshape(12, 16) + 64, "L"
+    ),
+    "png: not a readable image": lambda frames, masks: cut_short(masks / "00001.png"),
+    "jpg: not a readable image": lambda frames, masks: cut_short(frames / "00001.jpg"),
+    "a mask of 20x20 px": lambda frames, masks: write_ids(masks / "00001.png", block(1, 20, 20)),
+    "20x20 px, but the first mask": lambda frames, masks: write_image(frames / "00001.jpg", (20, 20)),
+}
+"""What the error says, and what damages the sequence and returns the path that the error must name."""
+
+
+@pytest.mark.parametrize("words", BROKEN_SEQUENCES)
+def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(words, tmp_path):
     write_davis(tmp_path, ["bear"])
-    path, word = break_davis(tmp_path, how)
-    with raises_one_line((ValueError, FileNotFoundError), path, word):
+    path = BROKEN_SEQUENCES[words](tmp_path / "JPEGImages/480p/bear", tmp_path / "Annotations/480p/bear")
+    with raises_one_line((ValueError, FileNotFoundError), path, words):
         ((video,), _) = find_masked_videos(tmp_path)
         video.masks(1), video.frames(1)
 
