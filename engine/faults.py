@@ -23,8 +23,6 @@ MACHINE_FAULTS = {
     "another machine",
 }
 """What a RuntimeError of torch says where the machine is to blame, and the remedy."""
-
-
 Report = tuple[str, str]
 """What a process reports to all others in a step, as (kind, text): a bad file of "frames" or "images"; a "signal" that
 asks for an end; a term or a gradient that is "not finite"."""
@@ -33,7 +31,7 @@ asks for an end; a term or a gradient that is "not finite"."""
 class Faults:
     """Counts faults, the same in every process; the first process reports each one once.
 
-    `allowed` says how many bad files each kind of data may have: {"frames": 10}. `state` is that of the checkpoint.
+    `allowed` says how many bad files each kind of data may have: {"frames": 10}. `state` comes from the checkpoint.
     """
 
     def __init__(self, log: Log, allowed: dict[str, int], state: dict) -> None:

@@ -31,8 +31,7 @@ def versions() -> dict[str, str]:
 
 def environment(device: torch.device) -> dict:
     """What the numbers of a run may depend on besides its configuration."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    git = ""
+    describe, git = ["git", "describe", "--always", "--dirty"], ""
     with suppress(OSError):  # a machine without git
         git = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return {
@@ -60,10 +59,7 @@ def _lines_until(path: Path, step: int) -> Iterator[str]:
 
 
 class Log:
-    """Writes what a run of `total` steps reports, in its `main` process; silent in all others.
-
-    Lines of steps after `start` are removed, for these steps are taken again.
-    """
+    """Writes what a run of `total` steps reports, in its `main` process. Steps after `start` are taken again."""
 
     def __init__(self, folder: Path, start: int, total: int, main: bool = True) -> None:
         self.folder, self.main, self.metrics = folder, main, folder / "metrics.jsonl"
