@@ -305,6 +305,7 @@ def test_masks_of_exact_flows_find_the_exact_visibility(shapes):
 
 # -------------------------------------------------------------------------- the estimator and the coarse-to-fine pass
 
+MAP, FLOW = torch.rand(2, 3, 6, 7), torch.rand(2, 2, 6, 7)
 SMALL_CHANNELS = (16, 12, 10, 8, 6, 6)
 norms = pytest.mark.parametrize("norm", ["none", "layer", "l2", "layer+l2"])
 
@@ -394,15 +395,19 @@ def test_gradients_are_finite_and_reach_every_parameter_and_both_frames(norm, ki
         assert kind == "constant" or leaf.shape[2:] == (1, 1) or leaf.grad.abs().max() > 0, name
 
 
-def test_each_level_adds_to_the_flow_of_the_coarser_level():
+def test_each_level_warps_the_target_by_the_flow_of_the_coarser_level_and_adds_to_it(monkeypatch):
     """With the updates of the finer levels set to 0, the finest flow is the coarsest, resized level by level."""
+    warped, source, target = [], pyramid(0, 1, 100, 140), pyramid(10, 1, 100, 140)
+    monkeypatch.setattr(flow_module, "correlation", lambda x, y, radius: warped.append(y) or correlation(x, y, radius))
     estimator = small_estimator(30.0)
     for level in list(estimator.levels)[1:]:
         torch.nn.init.zeros_(level.last.weight)
-    flows = estimate_flow_pyramid(estimator, pyramid(0, 1, 100, 140), pyramid(10, 1, 100, 140))
+    flows = estimate_flow_pyramid(estimator, source, target)
     assert flows[0].abs().mean() > 0.05
-    for coarse, fine in zip(flows[:-1], flows[1:], strict=True):
-        torch.testing.assert_close(fine, resize_flow(coarse, tuple(fine.shape[2:])))
+    for level in range(1, 5):
+        torch.testing.assert_close(flows[level], resize_flow(flows[level - 1], tuple(flows[level].shape[2:])))
+        _, standardised = flow_module.standardise(source[level], target[level])
+        torch.testing.assert_close(warped[level], warp(standardised, flows[level]))
 
 
 @pytest.mark.parametrize(("unit", "options"), [(16.0, {}), (3.0, {"unit": 3.0})])
@@ -460,11 +465,6 @@ def test_flow_stays_in_float32_under_autocast(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         flows = estimate_flow_pyramid(small_estimator(), pyramid(0, 1, 64, 96, dtype=dtype), pyramid(1, 1, 64, 96))
     assert all(flow.dtype == torch.float32 for flow in flows)
-
-
-# ----------------------------------------------------------------------------------------------------- wrong shapes
-
-MAP, FLOW = torch.rand(2, 3, 6, 7), torch.rand(2, 2, 6, 7)
 
 
 @pytest.mark.parametrize(
