@@ -1,0 +1,374 @@
+"""engine/: files that are whole or not there, checkpoints, the record of a run, its processes, and its faults."""
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import Mock, call
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import cut_short, raises_one_line, torchrun
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from engine import faults, processes
+from engine.checkpoint import (
+    as_json,
+    check_same_run,
+    newest_checkpoint,
+    read_config,
+    replacing,
+    save_checkpoint,
+    write_json,
+)
+from engine.faults import Faults, run_command
+from engine.log import Log, environment, write_picture
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def disk_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def writer_of_torch(state, path):
+    """What torch does on a full disk."""
+    path.write_bytes(b"half of it")
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+
+def load(path):
+    """Like `load_checkpoint`: ValueError for a file that is not whole."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: damaged") from error
+
+
+def test_a_file_appears_under_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+    assert path.read_text() == "half" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_a_file_that_could_not_be_written_leaves_the_old_one(error, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_disk_that_is_full_is_one_line_with_the_remedy(function, monkeypatch, tmp_path):
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr(os, function, disk_full)
+    words = (tmp_path / "a.json", "cannot be written (No space left on device)", "What was there is intact")
+    with raises_one_line(OSError, *words):
+        write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_the_newest_checkpoint_and_the_one_before_stay_and_the_best(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step, best in ((1, True), (2, True), (3, False)):
+        save_checkpoint(path, {"step": step, "weight": torch.full((3,), step)}, best)
+    assert {file.name: load(file)["step"] for file in tmp_path.iterdir()} == {
+        "checkpoint.pt": 3,
+        "checkpoint.1.pt": 2,
+        "best.pt": 2,
+    }
+    assert newest_checkpoint(tmp_path, load) == ({"step": 3, "weight": pytest.approx([3, 3, 3])}, [])
+
+
+def test_a_checkpoint_that_cannot_be_written_loses_none_before(monkeypatch, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step in (1, 2):
+        save_checkpoint(path, {"step": step})
+    monkeypatch.setattr(torch, "save", writer_of_torch)
+    with raises_one_line(OSError, path, "is the disk full?"):
+        save_checkpoint(path, {"step": 3}, best=True)
+    assert {file.name: load(file)["step"] for file in tmp_path.iterdir()} == {"checkpoint.pt": 2, "checkpoint.1.pt": 1}
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
+    assert newest_checkpoint(tmp_path / "empty", load) == (None, [])
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"step": step})
+    cut_short(tmp_path / "checkpoint.pt")
+    state, warnings = newest_checkpoint(tmp_path, load)
+    assert state == {"step": 1}
+    assert warnings == [f"warning: {tmp_path / 'checkpoint.pt'}: damaged; continuing from checkpoint.1.pt"]
+    cut_short(tmp_path / "checkpoint.1.pt")
+    with raises_one_line(ValueError, tmp_path / "checkpoint.pt", tmp_path / "checkpoint.1.pt"):
+        newest_checkpoint(tmp_path, load)
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    widths: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str = "a"
+    folder: Path = Path("runs/a")
+    init: Path | None = None
+    sets: tuple[str, ...] = ()
+    steps: int | None = None
+    compile: bool = False
+    inner: Inner = field(default_factory=Inner)
+
+
+texts = st.text(min_size=1, max_size=9).filter(lambda text: "\x00" not in text)
+inners = st.builds(Inner, st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers()).map(tuple))
+settings = st.builds(
+    Settings, texts, texts.map(Path), st.none() | texts.map(Path), st.lists(texts).map(tuple),
+    st.none() | st.integers(), st.booleans(), inners,
+)  # fmt: skip
+
+
+@given(settings)
+def test_a_configuration_comes_back_from_its_file(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    write_json(path, as_json(config))
+    assert read_config(path, Settings) == config
+    check_same_run(path, json.loads(path.read_text()), as_json(config))
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "3", '{"gravity": 1}', '{"inner": 3}', "\x00"])
+def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with raises_one_line(ValueError, "config.json: not the config.json of a run of this version"):
+        read_config(tmp_path / "config.json", Settings)
+
+
+def test_fields_that_differ_are_named_unless_they_may():
+    here = as_json(Settings(name="b", steps=3, inner=Inner(rate=2)))
+    there = as_json(Settings()) | {"old": 1}
+    words = ("a.pt belongs to a run", "(inner.rate: 0.5 there, 2 here; old: 1 there, None here; steps: None there, 3")
+    with raises_one_line(ValueError, *words):
+        check_same_run(Path("a.pt"), there, here, ("name",))
+    check_same_run(Path("a.pt"), there, here, ("name", "steps", "old", "inner.rate"))
+
+
+# ---------------------------------------------------------------------------------------------------------- the record
+
+
+def lines(folder):
+    return [*map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())]
+
+
+def test_a_run_that_continues_takes_back_the_lines_after_its_checkpoint_and_one_that_was_cut(tmp_path):
+    with closing(Log(tmp_path, 0, 9)) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": float(step)})
+        log.event(2, {"bad_file": "a.png"})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    with closing(Log(tmp_path, 2, 9)) as log:
+        log.write(3, {"loss": 30.0})
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 2, "bad_file": "a.png"},
+        {"step": 3, "loss": 30.0},
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_only_the_main_process_writes_and_speaks(tmp_path, capsys):
+    for main in (False, True):
+        with closing(Log(tmp_path / str(main), 0, 2, main)) as log:
+            log.say("a sentence")
+            log.write(1, {"loss": 1.0})
+            log.picture("epoch_001", 1, torch.zeros(3, 4, 6, dtype=torch.uint8))
+            log.advance(2, "loss 1.0")
+    assert not (tmp_path / "False").exists() and (tmp_path / "True/pictures/epoch_001.png").exists()
+    output = capsys.readouterr()
+    assert output.out.count("a sentence") == 1 and "2/2" in output.err and "loss 1.0" in output.err
+
+
+def test_a_full_disk_ends_the_record_in_one_line_and_tensorboard_s_thread_says_nothing(monkeypatch, tmp_path):
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    with closing(Log(tmp_path, 0, 2)) as log:
+        monkeypatch.setattr(RecordWriter, "write", disk_full)
+        with raises_one_line(OSError, tmp_path / "tensorboard/events", "cannot be written (No space left on device)"):
+            for step in range(1000):  # its thread reports at the next number
+                log.write(step, {"loss": 1.0})
+                time.sleep(0.01)
+        assert not failures
+        (thread := threading.Thread(target=disk_full)).start()
+        thread.join()
+        assert len(failures) == 1  # those of other threads are printed
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with raises_one_line(OSError, tmp_path / "metrics.jsonl", "cannot be written"):
+            log.event(1, {})
+    assert threading.excepthook == failures.append
+
+
+def test_a_picture_is_written_as_it_is(tmp_path):
+    image = torch.arange(72, dtype=torch.uint8).reshape(3, 4, 6)
+    write_picture(tmp_path / "new/a.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), image.permute(1, 2, 0).numpy())
+
+
+def test_the_environment_names_what_numbers_depend_on(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    record = environment(torch.device("cpu"))
+    assert record["processes"] == 4 and record["device"] == "cpu" and record["torch"] == torch.__version__
+    assert (
+        json.loads(json.dumps(record)) == record and {"command", "git", "platform", "threads", "cv2"} <= record.keys()
+    )
+    monkeypatch.setenv("PATH", "")  # a machine without git
+    assert environment(torch.device("cpu"))["git"] is None
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+def agree():
+    processes.connect(torch.device("cpu"))
+    rank = processes.rank()
+    assert processes.from_all([]) == []
+    assert processes.from_all([("frames", "a.png")] * rank) == [("frames", "a.png")]
+    assert processes.from_all([rank, "both"]) == [0, "both", 1]
+    processes.check_same_everywhere({"seed": 0, "crop": [64, 64], "init": None})
+    with raises_one_line(ValueError, "the processes differ in first step, seed; give all machines the same command"):
+        processes.check_same_everywhere({"seed": rank, "crop": 64, "first step": 3 * rank})
+    dist.destroy_process_group()
+
+
+def test_processes_share_their_reports_and_find_out_that_they_differ():
+    torchrun(2, agree)
+
+
+def test_one_process_needs_no_group(capsys, monkeypatch):
+    processes.connect(torch.device("cpu"))
+    assert not dist.is_initialized() and (processes.rank(), processes.world_size()) == (0, 1)
+    assert processes.from_all(["a"]) == ["a"]
+    processes.check_same_everywhere({"seed": 0})
+    processes.print_once("first")
+    monkeypatch.setenv("RANK", "1")
+    processes.print_once("second")
+    assert capsys.readouterr().out == "first\n"
+
+
+def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monkeypatch):
+    assert processes.own_device() == torch.device("cpu")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert processes.own_device() == torch.device("cuda:1") and chosen == [torch.device("cuda:1")]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with raises_one_line(ValueError, "more processes than GPUs: set --nproc_per_node to 2"):
+        processes.own_device()
+
+
+def test_a_later_signal_ends_the_process_at_once_and_an_echo_of_the_first_does_not(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with pytest.raises(KeyboardInterrupt), processes.stop_signals() as received:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.raise_signal(number)
+        assert received == ["SIGTERM", "SIGUSR1", "SIGINT"]
+        clock[0] += 6
+        signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_bad_file_is_reported_once_also_after_a_stop():
+    log = Mock(Log)
+    first = Faults(log, {"frames": 2, "images": 0}, {})
+    first.step(1, [("frames", "a.png: cut"), ("frames", "a.png: cut"), ("signal", "SIGTERM")])
+    again = Faults(log, {"frames": 2, "images": 0}, json.loads(json.dumps(first.state())))
+    again.step(2, [("frames", "a.png: cut"), ("frames", "b.png: cut")])
+    assert log.event.mock_calls == [call(1, {"bad_file": "a.png: cut"}), call(2, {"bad_file": "b.png: cut"})]
+    log.say.assert_called_with("bad file 2 of at most 2 frames, the next takes its place: b.png: cut")
+    with raises_one_line(ValueError, "3 frames cannot be used, and --bad-files allows 2", "a.png: cut"):
+        again.step(3, [("frames", "c.png: cut")])
+    with raises_one_line(ValueError, "1 images cannot be used, and --bad-files allows 0"):
+        first.step(3, [("images", "d.png: cut")])
+
+
+def test_ten_bad_steps_in_a_row_are_too_many_and_a_good_one_starts_anew():
+    watch = Faults(log := Mock(Log), {}, {})
+    for step in range(1, 20):
+        watch.step(step, [("not finite", "cycle")] * (step != 10))
+    assert watch.skipped == log.say.call_count == 18
+    log.event.assert_called_with(19, {"skipped": ["cycle"]})
+    with raises_one_line(ValueError, "10 steps in a row were not finite (cycle)"):
+        Faults(log, {}, watch.state()).step(20, [("not finite", "cycle")])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("--crop must be\nsmaller"), "error: --crop must be smaller\n"),
+        (ValueError("Worker 0.\nOriginal Traceback:\n File ...\ndata.BadFile: a.png: cut\n"), "error: a.png: cut\n"),
+        (FileNotFoundError("a: no such folder"), "error: a: no such folder"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: out of memory: make the batches smaller"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory: make the batches smaller"),
+        (RuntimeError("Failed to find C compiler"), "error: --compile finds no compiler"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "error: a loader process was killed"),
+        (RuntimeError("Gloo: Connection closed by peer"), "error: another process of the run has ended"),
+    ],
+)
+def test_a_fault_of_the_user_or_the_machine_is_one_line_and_exit_code_1(error, line, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(command)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 1 and printed.startswith(line) and printed.count("\n") == 1
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    for error in (RuntimeError("shapes do not match"), KeyError("a")):
+        with pytest.raises(type(error)):
+            run_command(lambda error=error: (_ for _ in ()).throw(error))
+
+
+def test_ctrl_c_is_one_line_and_the_other_processes_wait_before_they_report_the_same(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="stopped; every file that was written is whole"):
+        run_command(interrupted)
+    waited = []
+    monkeypatch.setattr(faults.time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        run_command(lambda: int("a"))
+    assert waited == [30] and capsys.readouterr().err.startswith("error: ")
