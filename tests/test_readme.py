@@ -68,7 +68,8 @@ def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
 def test_every_file_and_every_name_of_a_module_exists(readme):
     for code in re.findall(r"(?<!`)`([^`\n]+)`", READMES[readme]):
         if re.fullmatch(r"[\w/]+\.(py|sh)|(sources|engine|assets|tests|benchmarks|experiments)/[\w./]*", code):
-            assert (ROOT / code).exists() or ((ROOT / readme).parent / code).exists(), code
+            folders = (ROOT, (ROOT / readme).parent, ROOT / "experiments")
+            assert any((folder / code).exists() for folder in folders), code
             continue
         name = re.fullmatch(r"((?:sources|engine)\.\w+|[a-z]+)\.(\w+(?:\.\w+)*)(?:\(.*\))?", code)
         if name and (ROOT / f"{name[1].replace('.', '/')}.py").exists():
