@@ -15,6 +15,9 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torchvision.datasets._optical_flow import _read_16bits_png_with_flow_and_valid_mask, _read_flo
+
+from sources.label_sets import ObjectVideo
 
 # ------------------------------------------------------------------------------- numbers, for the tests of the method
 
@@ -178,6 +181,20 @@ def write_picture(path, picture):
     """A uint8 image (h, w) or (h, w, 3), in OpenCV's order of colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), picture)
+
+
+def read_submission(path):
+    """A flow file by torchvision and by OpenCV, which have to agree; every pixel has to be known."""
+    if path.suffix == ".flo":
+        flow = _read_flo(str(path)).transpose(1, 2, 0)
+        np.testing.assert_array_equal(flow, cv2.readOpticalFlow(str(path)))
+        return flow
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint16 and stored.shape[2] == 3 and (stored[..., 0] == 1).all()
+    flow, valid = _read_16bits_png_with_flow_and_valid_mask(str(path))
+    assert valid.all()
+    np.testing.assert_array_equal(flow.transpose(1, 2, 0), (stored[..., :0:-1].astype(np.float64) - 2**15) / 64)
+    return flow.transpose(1, 2, 0)
 
 
 FLOW_SETS = ("sintel", "kitti2012", "kitti2015", "middlebury", "chairs", "things", "hd1k")
@@ -551,6 +568,26 @@ def write_three_sequences(home):
     write_painted(home, "cars", runs, stored)
     write_painted(home, "dogs", runs)
     write_davis_lists(home, "2017", False, train=["dogs"], val=["cars", "apples", "bikes"])
+
+
+def texture(h, w, seed=0):
+    """Cells of 8 px, each of its own colour, uint8 (3, h, w)."""
+    cells = torch.randint(0, 256, (3, h // 8, w // 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+
+
+def moving_video(steps, objects=2):
+    """A texture that moves by the given number of pixels to the right from frame to frame, with its masks."""
+    mask = torch.zeros(64, 96, dtype=torch.uint8)
+    mask[16:32, 16:40], mask[40:56, 24:40] = 1, objects
+    places = np.cumsum([0, *steps]).tolist()
+    return ObjectVideo(
+        "moving",
+        sorted({1, objects}),
+        lambda t: texture(64, 96).roll(places[t], dims=2),
+        lambda t: mask.roll(places[t], dims=1),
+        [str(t) for t in range(len(places))],
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- several processes

@@ -20,12 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from torchvision.datasets._optical_flow import _read_16bits_png_with_flow_and_valid_mask, _read_flo
 from torchvision.transforms.functional import normalize
 from torchvision.utils import flow_to_image
 
 import evaluate
-from data import PALETTE, VOID, MissingSet
+from data import VOID, MissingSet
 from engine.log import Log
 from evaluate import (
     RECIPES,
@@ -41,7 +40,6 @@ from evaluate import (
     run_video,
 )
 from mcjepa import IMAGENET_MEAN, IMAGENET_STD, MCJEPA, LossConfig, ModelConfig, pad_to_multiple
-from sources.label_sets import ObjectVideo
 from sources.moving_shapes import MovingShapes, ShapeLabels
 
 ROOT = Path(__file__).parents[1]
@@ -330,19 +328,6 @@ def test_the_colour_baseline_is_the_mean_colour_of_each_cell_less_imagenets():
     torch.testing.assert_close(feature_method("colour", 8)(image), cells)
 
 
-def test_a_file_that_holds_no_model_is_refused_in_one_line(tmp_path, few_shapes):
-    run_segmentation(SegmentationConfig("random", output_dir=tmp_path / "run", encoder="pwc", steps=1))
-    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    (tmp_path / "text.pt").write_bytes(b"encoder: x")
-    for name, words in {
-        "run/checkpoint.pt": "not a model of this version of train.py",
-        "other.pt": "neither a checkpoint of train.py nor a state dict",
-        "text.pt": "not a checkpoint",
-    }.items():
-        with helpers.raises_one_line(ValueError, tmp_path / name, words):
-            open_model(str(tmp_path / name))
-
-
 @pytest.mark.parametrize("resize", ["40x200", "0.5", "1.5"])
 def test_a_resized_estimate_comes_back_to_the_place_where_it_was_seen(resize):
     """The method gives each point its distance from the left and the upper edge, in its own pixels."""
@@ -413,16 +398,6 @@ def test_true_and_estimated_flow_are_coloured_on_one_scale():
     for column, colour in ((2, colours[:, 0]), (3, colours[:, 1])):
         assert (panel(figure, 0, column) - colour.view(3, 1, 1)).abs().max() <= 1
     assert panel(figure, 1, 2).min() == 255  # an error of one length has full brightness
-
-
-def test_labels_lie_half_transparent_over_an_image_but_for_the_hidden_ones():
-    image, labels = torch.full((3, 4, 4), 100, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64)
-    labels[0], labels[1], labels[2] = 1, 15, VOID
-    painted = evaluate.overlay(image, labels, PALETTE, [0, VOID])
-    assert torch.equal(painted[:, 2:], image[:, 2:])
-    for row, number in ((0, 1), (1, 15)):
-        expected = (100 + torch.from_numpy(PALETTE[number].astype(int))) / 2
-        assert (painted[:, row, 0] - expected).abs().max() <= 1
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate flow
@@ -608,26 +583,12 @@ def test_train_py_gets_the_error_on_unseen_shapes_and_its_model_back_in_the_same
     assert model.training
 
 
-def read_submission(path):
-    """A flow file by torchvision and by OpenCV, which have to agree; every pixel has to be known."""
-    if path.suffix == ".flo":
-        flow = _read_flo(str(path)).transpose(1, 2, 0)
-        np.testing.assert_array_equal(flow, cv2.readOpticalFlow(str(path)))
-        return flow
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    assert stored.dtype == np.uint16 and stored.shape[2] == 3 and (stored[..., 0] == 1).all()
-    flow, valid = _read_16bits_png_with_flow_and_valid_mask(str(path))
-    assert valid.all()
-    np.testing.assert_array_equal(flow.transpose(1, 2, 0), (stored[..., :0:-1].astype(np.float64) - 2**15) / 64)
-    return flow.transpose(1, 2, 0)
-
-
 @pytest.mark.parametrize(
     "name, path, resolution",
     [
         ("sintel", "{group}/{name}.flo", 0),
-        ("kitti2012", "{name}.png", 1 / 128),
-        ("kitti2015", "flow/{name}.png", 1 / 128),
+        ("kitti2012", "{name}.png", 1 / 128 + 1e-4),
+        ("kitti2015", "flow/{name}.png", 1 / 128 + 1e-4),
         ("middlebury", "{name}.flo", 0),
         ("things", "{group}/{name}.flo", 0),
     ],
@@ -635,18 +596,13 @@ def read_submission(path):
 def test_what_is_to_be_submitted_is_what_was_measured(tmp_path, name, path, resolution):
     samples, export = helpers.write_benchmark(tmp_path / "data", name), tmp_path / "deep" / "to_submit"
     config = evaluate.FlowConfig("dis", tmp_path / "data", tmp_path / "out", benchmark=name, export=export, pictures=1)
-    measured = {(scene["group"], scene["name"]): scene["dis"]["epe"] for scene in evaluate.run_flow(config)["scenes"]}
+    evaluate.run_flow(config)
     paths = {path.format(group=sample.group, name=sample.name): sample for sample in samples}
     assert files_below(export) == sorted(paths)
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
     for place, sample in paths.items():
-        flow = read_submission(export / place)
         expected = dis(sample.frame_1, sample.frame_2)
-        assert np.abs(flow - expected).max() <= resolution + (1e-4 if resolution else 0)
-        for region, pixels in sample.regions.items():
-            if pixels.any():
-                error = errors_by_hand(flow, sample.truth, pixels)[0].mean()
-                assert error == pytest.approx(measured[sample.group, sample.name][region], abs=1.5 * resolution + 1e-4)
+        assert np.abs(helpers.read_submission(export / place) - expected).max() <= resolution
 
 
 @pytest.mark.parametrize("name", ["sintel", "kitti2012", "kitti2015"])
@@ -659,7 +615,7 @@ def test_the_flow_of_the_testing_split_is_written_for_every_pair(tmp_path, typed
     assert f"flow of {len(pairs)} pairs: {export}" in screen and "EPE" not in screen
     assert files_below(export) == sorted(pairs)
     for place, frames in pairs.items():
-        flow = read_submission(export / place)
+        flow = helpers.read_submission(export / place)
         assert np.abs(flow - dis(*frames)).max() <= (1 / 128 + 1e-4 if place.endswith("png") else 0)
     (picture,) = (tmp_path / "out").glob("*.png")
     assert cv2.imread(str(picture)).shape == (2 * 76 + 2, 3 * 82 + 2, 3)
@@ -770,14 +726,6 @@ def test_scores_have_the_size_of_the_image_and_lie_where_they_do_in_the_padded_i
     torch.testing.assert_close(segmenter(image), whole[..., :h, :w])
 
 
-def test_the_head_starts_alike_whatever_was_drawn_before(pwc):
-    weights = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        weights.append(Segmenter(pwc, 5).classifiers[0].weight)
-    assert torch.equal(*weights)
-
-
 def test_frozen_features_stay_as_they_are_and_fine_tuned_ones_learn():
     images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
     for finetune in (False, True):
@@ -860,17 +808,6 @@ def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those
     assert np.abs(truth - np.where(labels == 11, image, (image + own) / 2)).max() <= 1
 
 
-def stop_after(count):
-    calls = []
-
-    def advance(self, steps=1, text=None):
-        calls.append(steps)
-        if len(calls) == count:
-            raise KeyboardInterrupt
-
-    return advance
-
-
 @pytest.mark.parametrize("finetune", [False, True])
 def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch, finetune):
     monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(steps=102))
@@ -879,8 +816,9 @@ def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvi
     run_segmentation(whole)
     parts = replace(whole, output_dir=camvid.output_dir / "parts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Log, "advance", stop_after(102))
-        with pytest.raises(KeyboardInterrupt):
+        steps = iter(range(101))
+        patch.setattr(Log, "advance", lambda *_, **options: next(steps))
+        with pytest.raises(StopIteration):  # after 102 steps
             run_segmentation(parts)
     assert trained(parts.output_dir)["step"] == 100
     run_segmentation(replace(parts, workers=1))
@@ -1008,26 +946,6 @@ def test_labels_of_another_size_than_their_image_as_a_user_meets_them(tmp_path):
 # ------------------------------------------------------------------------------------------------------- evaluate video
 
 
-def texture(h, w, seed=0):
-    """Cells of 8 px, each of its own colour, uint8 (3, h, w)."""
-    cells = torch.randint(0, 256, (3, h // 8, w // 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return cells.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-
-
-def moving_video(steps, objects=2):
-    """A texture that moves by the given number of pixels to the right from frame to frame, with its masks."""
-    mask = torch.zeros(64, 96, dtype=torch.uint8)
-    mask[16:32, 16:40], mask[40:56, 24:40] = 1, objects
-    places = np.cumsum([0, *steps]).tolist()
-    return ObjectVideo(
-        "moving",
-        sorted({1, objects}),
-        lambda t: texture(64, 96).roll(places[t], dims=2),
-        lambda t: mask.roll(places[t], dims=1),
-        [str(t) for t in range(len(places))],
-    )
-
-
 @pytest.fixture
 def propagated(monkeypatch):
     """Records what `evaluate.propagate_labels` is called with, and gives back the labels of the first frame."""
@@ -1038,7 +956,7 @@ def propagated(monkeypatch):
 
 @pytest.mark.parametrize("context", [0, 7])
 def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers(context):
-    video = moving_video([8, 0, -8, 16], objects=7)
+    video = helpers.moving_video([8, 0, -8, 16], objects=7)
     config = VideoConfig("colour", topk=1, context=context)
     for index, mask in enumerate(follow_objects(video, feature_method("colour", 8), config)):
         # Labels are those of cells, enlarged bilinearly: they differ at the rims only.
@@ -1049,7 +967,7 @@ def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers
 
 
 def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propagated):
-    video = moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
+    video = helpers.moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
     list(follow_objects(video, lambda image: image[0, :, ::8, ::8] * 255, VideoConfig("colour", context=3)))
     frames = [[round(x) for x in context[:, 0, 0, 0].tolist()] for _, context, *_ in propagated]
     assert frames == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]
@@ -1059,13 +977,13 @@ def test_soft_labels_are_carried_on_and_the_options_of_propagation_arrive(monkey
     seen, soft = [], torch.rand(3, 8, 12).softmax(dim=0)
     monkeypatch.setattr(evaluate, "propagate_labels", lambda now, known, *others: seen.append(others) or soft)
     config = VideoConfig("colour", radius=3, topk=2, temperature=0.5)
-    list(follow_objects(moving_video([0, 0]), feature_method("colour", 8), config))
+    list(follow_objects(helpers.moving_video([0, 0]), feature_method("colour", 8), config))
     assert [options for _, *options in seen] == [[3, 2, 0.5]] * 2
     torch.testing.assert_close(seen[1][0][1], soft)
 
 
 def test_all_frames_are_standardised_by_the_numbers_of_the_first(propagated):
-    video = moving_video([0])._replace(frames=lambda t: texture(64, 96, seed=t) // (1 + t))
+    video = helpers.moving_video([0])._replace(frames=lambda t: helpers.texture(64, 96, seed=t) // (1 + t))
     features = feature_method("colour", 8)
     list(follow_objects(video, features, VideoConfig("colour", standardise=True)))
     ((now, context, *_),) = propagated
@@ -1079,7 +997,7 @@ def test_all_frames_are_standardised_by_the_numbers_of_the_first(propagated):
 def test_a_channel_that_is_constant_in_the_first_frame_does_not_drown_out_the_others(propagated):
     wakes = iter([torch.zeros(1, 8, 12), torch.full((1, 8, 12), 0.1)])
     features = lambda image: torch.cat((F.avg_pool2d(image, 8)[0], next(wakes)))  # noqa: E731
-    list(follow_objects(moving_video([8]), features, VideoConfig("colour", standardise=True)))
+    list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour", standardise=True)))
     assert propagated[0][0][3].abs().max() < 200  # 0.1 over a hundredth of the median deviation, not a millionth
 
 
@@ -1087,7 +1005,7 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
     frame, seen = torch.randint(0, 256, (3, 60, 107), dtype=torch.uint8), []
     mask = torch.zeros(64, 96, dtype=torch.uint8)
     mask[18:38, 19:44] = 1
-    video = moving_video([0])._replace(objects=[1], masks=lambda t: mask)
+    video = helpers.moving_video([0])._replace(objects=[1], masks=lambda t: mask)
     list(follow_objects(video, feature_method("colour", 8), VideoConfig("colour")))
     assert torch.equal(propagated[0][2][0, 1], mask[4::8, 4::8].float())
     mask = (torch.arange(60 * 107).view(60, 107) > 3000).to(torch.uint8)
@@ -1101,14 +1019,18 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
 
 def test_an_object_that_fills_every_frame_keeps_it():
     everywhere = torch.ones(64, 96, dtype=torch.uint8)
-    full = moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
+    full = helpers.moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
     assert all(torch.equal(m, everywhere) for m in follow_objects(full, feature_method("colour", 8), VideoConfig("x")))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
     with helpers.raises_one_line(ValueError, "moving: the features are not finite"):
-        list(follow_objects(moving_video([8]), lambda image: F.avg_pool2d(image, 8)[0] * bad, VideoConfig("colour")))
+        list(
+            follow_objects(
+                helpers.moving_video([8]), lambda image: F.avg_pool2d(image, 8)[0] * bad, VideoConfig("colour")
+            )
+        )
 
 
 def measured_by_hand(home, export, name, void=True):
@@ -1261,7 +1183,7 @@ def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_p
 
 
 def test_a_frame_that_is_void_everywhere_does_not_count():
-    video = moving_video([0] * 4)
+    video = helpers.moving_video([0] * 4)
     void = video._replace(masks=lambda t: torch.full((64, 96), VOID, dtype=torch.uint8) if t == 2 else video.masks(t))
     measured = evaluate.measure_objects(void, [video.masks(0)] * 5)
     assert len(measured["objects"][1]["J"]["frames"]) == 2
@@ -1387,7 +1309,6 @@ MISTAKES = {
     "flow --data-root {root}/nowhere": "no such folder",
     "flow --data-root {root}/empty": "no true flow",
     "flow --benchmark sintel": "--benchmark, --split and --export need --data-root",
-    "flow --export x": "--benchmark, --split and --export need --data-root",
     "flow --split testing --data-root {root}/pairs": "--split testing has no truth",
     "flow --split testing --export x --data-root {root}/pairs --benchmark middlebury": "testing part of middlebury",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
@@ -1400,7 +1321,6 @@ MISTAKES = {
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
     "flow --resize big": "--resize big: choose HEIGHTxWIDTH such as 384x832, or a factor such as 0.5",
     "flow --resize 0.0": "--resize 0.0",
-    "flow --resize 0x64": "--resize 0x64",
     "flow --resize 0.01 --model dis": "too small for DIS",
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}/nowhere": "no such folder",
@@ -1412,8 +1332,8 @@ MISTAKES = {
     "segmentation --steps 0": "--steps must be positive",
     "segmentation --workers -1": "num_workers",
     "segmentation --model no.pt": "no.pt: no such checkpoint, nor a baseline (random",
-    "segmentation --model {root}/a.png": "a.png",
-    "video --data-root {root}/nowhere": "no such folder",
+    "segmentation --model {root}/text.png": "text.png: not a checkpoint",
+    "segmentation --model {root}/other.pt": "neither a checkpoint of train.py nor a state dict",
     "video --data-root {root}/empty": "no DAVIS in it",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --stride 0": "--stride",
@@ -1439,6 +1359,7 @@ def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, f
     helpers.write_image(root / "small.png", (20, 20))
     helpers.write_video(root / "one.avi", [np.zeros((40, 40, 3), np.uint8)])
     (root / "text.png").write_text("hello")
+    torch.save({"a": torch.zeros(1)}, root / "other.pt")
     (root / "empty").mkdir()
     name, *flags = command.format(root=root).split()
     defaults = {"--model": "zero" if name == "flow" else "random", "--output-dir": tmp_path / "out"}
