@@ -263,8 +263,8 @@ def dis_flow(image_1: Frame, image_2: Frame) -> Flow:
     Preset "medium": on four Middlebury scenes it errs by 0.39 px, OpenCV's default "fast" by 0.60 px.
     """
     h, w = image_1.shape[2:]
-    if max(h, w) < 12:
-        raise ValueError(f"images of {w}x{h} px are too small for DIS: one side needs 12 px")
+    if min(h, w) < 16:  # OpenCV crashes on some of these
+        raise ValueError(f"images of {w}x{h} px are too small for DIS: both sides need 16 px")
     frames = (to_uint8(image[0]).permute(1, 2, 0).numpy() for image in (image_1, image_2))
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
@@ -419,7 +419,7 @@ class FlowConfig(Config):
     images: tuple[Path, Path] | None = None
     """Two images instead: writes the flow from the first to the second, and pictures of it."""
     video: Path | None = None
-    """A video file instead: writes a video of its frames beside their flow, and pictures."""
+    """A video file or a folder of frames instead: writes a video of frames beside their flow, and pictures."""
     max_frames: int = sys.maxsize
     """Only the first frames of the video."""
     resize: str | None = None
@@ -564,7 +564,8 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> dict:
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
     count, scale = min(len(pairs), max(config.max_frames - 1, 1)), 1.0
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
-    with writing_video(film, cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25.0) as write:
+    rate = max(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS), 0.0) or 25.0  # a folder of frames has none
+    with writing_video(film, rate) as write:
         for index in tqdm(range(count), desc="flow", unit="frame", disable=None):
             frame, following = pairs[index]
             flow = method(frame[None], following[None])[0]

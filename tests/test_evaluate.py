@@ -654,6 +654,14 @@ def test_a_video_becomes_a_video_of_its_flow(tmp_path, typed):
         assert np.abs(frame[:, :60].astype(int) - original[:46, :60]).mean() < 10
 
 
+def test_a_folder_of_frames_is_a_video_of_25_frames_a_second(tmp_path, typed):
+    folder = helpers.write_frames(tmp_path / "clip", 3)
+    code, _, err = typed("flow", "--model", "zero", "--video", folder, "--output-dir", tmp_path / "out")
+    assert code == 0, err
+    film = cv2.VideoCapture(str(tmp_path / "out" / "clip_flow.mp4"))
+    assert film.get(cv2.CAP_PROP_FPS) == 25 and film.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
 def test_a_video_that_breaks_off_leaves_nothing_half_written(tmp_path, typed, constant_flow, monkeypatch):
     helpers.write_video(tmp_path / "clip.avi", helpers.textured_clip(0, *6 * [helpers.bands([(1, 1)])]))
     model = constant_flow(1.0, 1.0)
@@ -1306,6 +1314,7 @@ MISTAKES = {
     "flow --model {root}/no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis",
     "flow --model {root}/vicreg.pt": "vicreg",
     "flow --model {root}/empty": "empty",
+    "flow --model {root}/head.pt": "head.pt: not a model",
     "flow --data-root {root}/nowhere": "no such folder",
     "flow --data-root {root}/empty": "no true flow",
     "flow --benchmark sintel": "--benchmark, --split and --export need --data-root",
@@ -1360,6 +1369,7 @@ def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, f
     helpers.write_video(root / "one.avi", [np.zeros((40, 40, 3), np.uint8)])
     (root / "text.png").write_text("hello")
     torch.save({"a": torch.zeros(1)}, root / "other.pt")
+    torch.save({"model": {}, "config": {"model": "random"}, "step": 1}, root / "head.pt")  # of segmentation
     (root / "empty").mkdir()
     name, *flags = command.format(root=root).split()
     defaults = {"--model": "zero" if name == "flow" else "random", "--output-dir": tmp_path / "out"}
