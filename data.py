@@ -183,9 +183,6 @@ class ImageFiles(Dataset):
     def file_count(self) -> int:
         return len(self.paths)
 
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
 
 # --------------------------------------------------------------------------------------------------- frames to pairs
 

@@ -240,9 +240,6 @@ class MovingShapes(Dataset):
             "classes": torch.from_numpy(scene.classes[labels]),
         }
 
-    def name(self, index: int) -> str:
-        return f"MovingShapes {index} of seed {self.seed}"
-
     def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
         """The first `count` frames, at half the cost of an item."""
         scene = self._scene(index)

@@ -6,37 +6,23 @@ Each set lies one folder below the data root, as its archive unpacks; only frame
     python -m sources.training_sets DATA  # what DATA holds, the mix, and where to download what is missing
 """
 
-import json
 import os
 import re
 import sys
-from bisect import bisect_right
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from data import (
-    VIDEO_EXTENSIONS,
-    Clip,
-    FlowAugmentation,
-    FramePairs,
-    MissingSet,
-    find_files,
-    is_image,
-    load_image,
-    set_folders,
-    visible_glob,
-)
+from data import Clip, FlowAugmentation, FramePairs, MissingSet, is_image, load_image, set_folders, visible_glob
 
 
 class VideoSet(NamedTuple):
@@ -75,9 +61,7 @@ VIDEO_SETS = {
     ),
     "sintel_clean": VideoSet("Sintel", _SINTEL, "t*/clean/*/frame_*"),
     "sintel_final": VideoSet("Sintel", _SINTEL, "t*/final/*/frame_*"),
-    "sintel_raw": VideoSet(
-        "Sintel, the film", "https://durian.blender.org/download", "sintel*.mp4 (or frames as sintel_raw/SCENE/frame_*)"
-    ),
+    "sintel_raw": VideoSet("Sintel, the film", "https://durian.blender.org/download", "sintel_raw/*/frame_*"),
     "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
     "things_clean": VideoSet(
         "FlyingThings3D", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"
@@ -118,24 +102,23 @@ class VideoClips(NamedTuple):
 def find_video_set(name: str, root: Path) -> VideoClips | None:
     """One of VIDEO_SETS in `root` or a folder in it; None if it is not there.
 
-    ValueError if the set lies in several folders, a frame has no number or is alone in its clip, or the film cannot be
-    decoded.
+    ValueError if the set lies in several folders, or a frame has no number or is alone in its clip.
     """
-    video_set, folders = VIDEO_SETS[name], set_folders(Path(root))
-    if name == "sintel_raw":
-        found = _find_film(folders)
-    else:
-        folders = [folder for folder in folders if visible_glob(folder, video_set.marker or video_set.frames)]
-        if len(folders) > 1:
-            raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
-        frames = [path for folder in folders for path in visible_glob(folder, video_set.frames) if is_image(path)]
-        found = VideoClips(folders[0], *_consecutive_frames(frames, video_set.left_out)) if folders else None
-    if found and not found.clips:
+    video_set = VIDEO_SETS[name]
+    pattern = video_set.marker or video_set.frames
+    folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, pattern)]
+    if not folders:
+        return None
+    if len(folders) > 1:
+        raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
+    frames = filter(is_image, visible_glob(folders[0], video_set.frames))
+    found = VideoClips(folders[0], *_consecutive_frames(frames, video_set.left_out))
+    if not found.clips:
         raise ValueError(f"{found.path}: no two frames of {video_set.title} are consecutive; unpack the archive again")
     return found
 
 
-def _consecutive_frames(paths: list[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
+def _consecutive_frames(paths: Iterable[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
     """Clips of frames with consecutive numbers, and a note for each gap.
 
     The number is the digits at the end of a file's name; what stands before them identifies the clip.
@@ -164,43 +147,6 @@ def _consecutive_frames(paths: list[Path], left_out: range = range(0)) -> tuple[
     return clips, notes
 
 
-def _find_film(folders: list[Path]) -> VideoClips | None:
-    """Sintel, the film: frames in a folder "sintel_raw", or a video file whose name contains "sintel"."""
-    for folder in folders:
-        if folder.name == "sintel_raw" and (frames := find_files(folder, IMG_EXTENSIONS)):
-            return VideoClips(folder, *_consecutive_frames(frames))
-        for path in visible_glob(folder, "*"):
-            if path.suffix.lower() in VIDEO_EXTENSIONS and "sintel" in path.name.lower():
-                return VideoClips(path, [Clip(path, shot) for shot in find_shots(path) if len(shot) > 1], [])
-    return None
-
-
-def find_shots(path: Path) -> list[range]:
-    """The frame numbers of each shot of a film: no pair may span a cut. ValueError if the film cannot be decoded.
-
-    PySceneDetect takes some minutes for a film; the result is kept beside it in NAME.shots.json.
-    """
-    from scenedetect import ContentDetector, SceneManager  # here: takes 0.2 s, for a film only
-    from scenedetect.backends.opencv import VideoCaptureAdapter
-
-    cache, size = path.with_name(path.name + ".shots.json"), path.stat().st_size
-    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: made anew
-        cached = json.loads(cache.read_text())
-        if cached["size"] == size:
-            return [range(*shot) for shot in cached["shots"]]
-    manager = SceneManager()
-    manager.add_detector(ContentDetector())
-    with suppress(ValueError, OSError):
-        # The adapter counts frames; PySceneDetect's own reader derives their numbers from their times.
-        manager.detect_scenes(VideoCaptureAdapter(cv2.VideoCapture(str(path))), show_progress=True)
-    shots = [(start.frame_num, end.frame_num) for start, end in manager.get_scene_list(start_in_scene=True)]
-    if not shots:
-        raise ValueError(f"{path}: cannot be decoded; convert the film, or use its frames as a folder")
-    with suppress(OSError):  # a folder without write permission
-        cache.write_text(json.dumps({"size": size, "shots": shots}) + "\n")
-    return [range(*shot) for shot in shots]
-
-
 class Mix(ConcatDataset):
     """Several sets of pairs as one, each repeated a number of times in a pass."""
 
@@ -212,10 +158,6 @@ class Mix(ConcatDataset):
     @property
     def file_count(self) -> int:
         return sum(part.file_count for part in self.parts.values())
-
-    def name(self, index: int) -> str:
-        number = bisect_right(self.cumulative_sizes, index)
-        return self.datasets[number].name(index - self.cumulative_sizes[number] + len(self.datasets[number]))
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """A shuffled pass: each set comes at an even rate, and all of it before any of it comes again."""
@@ -308,9 +250,6 @@ class ImageNet(ImageFolder):
     @property
     def file_count(self) -> int:
         return len(self)
-
-    def name(self, index: int) -> str:
-        return self.samples[index][0]
 
 
 def main(data_root: Path) -> None:

@@ -3,7 +3,6 @@
 No data set is needed: each is written small, in the folders and under the names of its archives.
 """
 
-import json
 import random
 import struct
 import tracemalloc
@@ -43,7 +42,6 @@ from helpers import (
     write_mac_leftovers,
     write_sequence,
     write_testing_split,
-    write_video,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -272,7 +270,7 @@ CLIPS = {
     "kitti2015": [pattern.replace("{}", "image_2") for pattern in KITTI],
     "sintel_clean": [f"{scene}/frame_000{{1,2,3}}.png" for scene in ("training/clean/alley_1", "test/clean/market_1")],
     "sintel_final": [f"{scene}/frame_000{{1,2,3}}.png" for scene in ("training/final/alley_1", "test/final/market_1")],
-    "sintel_raw": ["scene_1/frame_000{1,2,3,4}.png", "scene_2/frame_000{5,6,7}.png"],
+    "sintel_raw": ["sintel_raw/scene_1/frame_000{1,2,3,4}.png", "sintel_raw/scene_2/frame_000{5,6,7}.png"],
     "chairs": [f"data/0000{pair}_img{{1,2}}.ppm" for pair in range(1, 4)],
     "things_clean": [pattern.format("clean") for pattern in THINGS],
     "things_final": [pattern.format("final") for pattern in THINGS],
@@ -286,7 +284,7 @@ BESIDE = {
     "kitti2015": "{training,testing}/image_{2,3}/00000{0,1}_{09,10,11,12}.png",
     "sintel_clean": "training/{final/alley_1/frame_0001.png,flow/alley_1/frame_0001.flo}",
     "sintel_final": "training/{clean,occlusions}/alley_1/frame_0001.png",
-    "sintel_raw": "scene_1/notes.txt",
+    "sintel_raw": "sintel_raw/scene_1/notes.txt",
     "chairs": "{data/00001_flow.flo,data/00002_flow.png,FlyingChairs_train_val.txt}",
     "things_clean": "frames_cleanpass/{TEST/A/0000/left/0006.png,TRAIN/A/0000/left/Thumbs.db}",
     "things_final": "frames_finalpass/TEST/A/0000/left/0006.png",
@@ -376,86 +374,6 @@ def test_frames_without_a_number_alone_or_without_a_neighbour_are_reported_by_th
     folder = write_drive(tmp_path, names)
     with raises_one_line(ValueError, folder / named if named else tmp_path, words):
         find_video_set("kitti_raw", tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ the film, cut by cut
-
-SHOTS = (24, 30, 21)
-
-
-def write_film(path, lengths=SHOTS, **options):
-    """Shots of that many frames: blue, green, and red ones, with a texture that moves by a pixel per frame."""
-
-    def frames():
-        for shot, length in enumerate(lengths):
-            noise = np.random.default_rng(shot).standard_normal((96, 256)).astype(np.float32)
-            light = np.clip(0.7 + 1.5 * cv2.GaussianBlur(noise, (0, 0), 3), 0.4, 1)
-            for i in range(length):
-                yield (light[:, i : i + 128, None] * np.roll([220, 80, 80], shot)).astype(np.uint8)
-
-    return write_video(path, frames(), **options)
-
-
-def ranges(*lengths):
-    return [range(start, end) for start, end in pairwise(np.cumsum((0, *lengths)).tolist())]
-
-
-def frames_of(film):
-    return [clip.frames for clip in find_video_set("sintel_raw", film.parent).clips]
-
-
-@pytest.mark.parametrize("codec, name", [("MJPG", "Sintel.avi"), ("mp4v", "sintel-1280-surround.mp4")])
-@pytest.mark.parametrize("rate", [24.0, 24000 / 1001])
-def test_the_shots_of_a_film_are_its_clips_and_no_pair_spans_a_cut(codec, name, rate, tmp_path):
-    film = write_film(tmp_path / "disk" / name, codec=codec, rate=rate)
-    found = find_video_set("sintel_raw", tmp_path)
-    assert found.path == film and found.notes == [] and [clip.frames for clip in found.clips] == ranges(*SHOTS)
-    shots = [[2 - int(image.float().mean(dim=(1, 2)).argmax()) for image in pair] for pair in FramePairs(found.clips)]
-    assert shots == [[shot, shot] for shot, length in enumerate(SHOTS) for _ in range(length - 1)]
-
-
-def test_the_cuts_are_kept_beside_the_film_until_its_size_changes_or_the_list_is_damaged(tmp_path):
-    film, kept = write_film(tmp_path / "sintel.avi"), tmp_path / "sintel.avi.shots.json"
-    assert frames_of(film) == ranges(*SHOTS) and sorted(tmp_path.iterdir()) == [film, kept]
-    known, size = json.loads(kept.read_text()), film.stat().st_size
-    assert known == {"size": size, "shots": [[0, 24], [24, 54], [54, 75]]}
-    kept.write_text(json.dumps(known | {"shots": [[0, 10], [10, 11], [11, 75]]}))
-    assert frames_of(film) == [range(10), range(11, 75)]  # a shot of one frame makes no pair
-    for content in (
-        b"",
-        b"\xff\xfe",
-        b"[]",
-        b'{"size": %d, "shots": 5}' % size,
-        b'{"size": %d, "shots": [[0, 2' % size,
-    ):
-        kept.write_bytes(content)
-        assert frames_of(film) == ranges(*SHOTS) and json.loads(kept.read_text()) == known, content
-    write_film(film, (20,))
-    assert frames_of(film) == [range(20)] and json.loads(kept.read_text())["size"] == film.stat().st_size
-
-
-@pytest.mark.parametrize("damage", ["text", "empty", "header only"])
-def test_a_film_that_cannot_be_decoded_is_reported_by_its_path(damage, tmp_path):
-    film = write_film(tmp_path / "sintel.avi")
-    film.write_bytes({"text": b"hello", "empty": b"", "header only": film.read_bytes()[:300]}[damage])
-    with raises_one_line(ValueError, film, "cannot be decoded"):
-        find_video_set("sintel_raw", tmp_path)
-
-
-def test_cuts_are_found_by_counting_frames_whatever_their_times(tmp_path):
-    """As if frames had been dropped on encoding: each cluster of a Matroska file but the first comes 83 ms later."""
-    film = write_film(tmp_path / "sintel.mkv", codec="mp4v", rate=24.0)
-    mark = bytes.fromhex("1F43B675")  # of a cluster
-    first, *others = film.read_bytes().split(mark)
-    shifted = []
-    for number, cluster in enumerate(others):
-        start = cluster.index(b"\xe7") + 1  # its time in ms: E7, the count of its bytes, its bytes
-        stop = start + 1 + (cluster[start] & 15)
-        later = int.from_bytes(cluster[start + 1 : stop], "big") + 83 * (number > 0)
-        shifted.append(cluster[: start + 1] + later.to_bytes(stop - start - 1, "big") + cluster[stop:])
-    assert len(shifted) > 1
-    film.write_bytes(mark.join([first, *shifted]))
-    assert frames_of(film) == ranges(*SHOTS)
 
 
 # ------------------------------------------------------------------------------------------------ the mix

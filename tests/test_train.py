@@ -1,306 +1,425 @@
-"""The training command: exactness over processes and over a stop, what a run leaves, and what a mistake costs."""
+"""train.py: a stopped run continues exactly, each step learns what the plan says, and a mistake costs one line."""
 
 import json
+import math
+import multiprocessing
 import os
-import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
+from helpers import torchrun, write_frames, write_image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.nn.utils import get_total_norm
 
 import train
-from mcjepa import MCJEPA, LossConfig, ModelConfig, load_model
+from engine import checkpoint, processes
+from engine.faults import run_command
+from mcjepa import MCJEPA, load_model
 
 ROOT = Path(__file__).parent.parent
 TINY = [
     "pocket", "--workers", "0", "--crop", "64", "64", "--image-size", "32", "--video-batch", "2", "--image-batch", "4",
-    "--model.estimator-factor", "0.125", "--model.expander", "16", "16", "16", "--validation-pairs", "2",
-    "--steps-per-epoch", "4", "--epochs", "5", "--log-every", "1", "--regularisation-warmup-epochs", "2",
-    "--mask-warmup-epochs", "1", "--checkpoint-every", "3",
+    "--model.estimator-factor", "0.125", "--model.expander", "16", "16", "16", "--validation-pairs", "1",
+    "--steps-per-epoch", "4", "--epochs", "2", "--flow-start-epoch", "0.5", "--mask-warmup-epochs", "0.5",
+    "--regularisation-warmup-epochs", "0.75", "--warmup-epochs", "1.5", "--log-every", "1", "--checkpoint-every", "3",
 ]  # fmt: skip
+"""Eight steps. Flow starts at step 2, masks at 4; Eq. 6 has its full weight from step 4, the learning rates from 5."""
+torch.set_num_threads(1)  # sums are then the same in this process and in those that it starts
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 
 
-def run(monkeypatch, *arguments) -> None:
-    """train.py's main in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    train.main()
+def config_of(*flags):
+    return train.parse([*TINY, *map(str, flags)])
 
 
-def fails(monkeypatch, capsys, *arguments) -> str:
-    """The one line on stderr of a run that must fail."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, *arguments)
-    print(stop.value, file=sys.stderr)  # as the interpreter does, which ends with exit code 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    lines = [line for line in lines if "step/s" not in line and "s/step" not in line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
-def command(*arguments, processes=1) -> subprocess.CompletedProcess:
-    """A command as a user types it."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [*launcher, "train.py", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def write_frames(folder: Path, count: int, size=(80, 96), seed=0) -> Path:
-    """A clip of noise that moves by a pixel per frame."""
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = np.random.default_rng(seed).integers(0, 256, (size[0], size[1], 3), dtype=np.uint8)
-    for index in range(count):
-        cv2.imwrite(str(folder / f"{index:03d}.png"), np.roll(picture, index, axis=1))
+def run(folder, *flags):
+    """A run in this process. Returns its folder."""
+    train.train(config_of("--output-dir", folder, *flags))
     return folder
 
 
-# ---------------------------------------------------------------------------------------------- several processes
+def fails(capsys, *arguments):
+    """The only line that a command which has to fail prints on stderr, beside its progress; the exit code is 1."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: train.train(train.parse([*map(str, arguments)])))
+    lines = [line for line in re.split("[\r\n]+", capsys.readouterr().err) if line.strip() and "step" not in line]
+    assert stop.value.code == 1 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
 
 
-def _model_and_batches(flow: bool) -> tuple[MCJEPA, dict]:
-    torch.manual_seed(0)
-    config = ModelConfig(encoder="pwc", estimator_factor=0.125, expander=(16, 16, 16))
-    model = MCJEPA(
-        config, LossConfig(variance=(1.0,) * 6, covariance=(0.5,) * 6, smoothness=5.0, coarse_levels=0.5)
-    ).double()
-    for level in model.estimator.levels:  # flows so short that masks leave out a part, in each pair another
-        torch.nn.init.normal_(level.last.weight, std=0.0012)
-    model.estimator.requires_grad_(flow)
-    generator = torch.Generator().manual_seed(1)
-
-    def batch(n, size):  # every sample with a contrast of its own: the processes' data differ much
-        contrast = torch.linspace(0.1, 1.0, n, dtype=torch.float64).view(n, 1, 1, 1)
-        return tuple(
-            contrast * torch.rand(n, 3, size, size, generator=generator, dtype=torch.float64) for _ in range(2)
-        )
-
-    batches = {"views": batch(8, 32)}
-    if flow:
-        batches["video"] = batch(4, 64)
-    return model, batches
+def start(*arguments):
+    """Starts a command as a user types it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, text=True, **pipes)
 
 
-def _gradient_of_one_process(rank: int, world: int, file: str, flow: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    model, batches = _model_and_batches(flow)
-    share = {k: tuple(x.chunk(world)[rank] for x in v) for k, v in batches.items()}
-    parallel = DistributedDataParallel(model)  # must outlive the backward pass, whose gradients it averages
-    losses = parallel(**share)
-    losses.total.backward()
-    if rank == 0:
-        gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-        torch.save((gradients, losses.monitor), file + ".pt")
-    dist.destroy_process_group()
+def state_of(folder, name="checkpoint.pt"):
+    return torch.load(folder / name, weights_only=True)
 
 
-@pytest.mark.parametrize("flow", [False, True], ids=["before the flow starts", "after the flow has started"])
-def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow, tmp_path):
-    file = str(tmp_path / "meeting")
-    mp.spawn(_gradient_of_one_process, args=(2, file, flow), nprocs=2)
-    gradients, monitor = torch.load(file + ".pt", weights_only=True)
-    model, batches = _model_and_batches(flow)
-    losses = model(**batches)
-    losses.total.backward()
-    for name, value in losses.monitor.items():
-        if name.startswith("deviation/") and name != "deviation/pooled":  # that one is of the process alone
-            torch.testing.assert_close(monitor[name], value, rtol=1e-9, atol=0, msg=name)
-    expected = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-    assert expected.keys() == gradients.keys()
-    assert any(k.startswith("estimator") for k in expected) == flow
-    if flow:
-        firsts, seconds = (frames.split(1) for frames in batches["video"])
-        pairs = zip(firsts, seconds, strict=True)
-        shares = [float(model(video=pair).monitor["visible"]) for pair in pairs]
-        assert all(0.25 < share < 0.95 for share in shares) and max(shares) - min(shares) > 0.03
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-9 + 1e-5 * float(gradient.abs().max()))
+def weights(folder, name="checkpoint.pt"):
+    return state_of(folder, name)["model"]
 
 
-def test_eight_processes_start_and_make_steps_across_the_flow_start(tmp_path):
-    arguments = [*TINY, "--video-batch", 8, "--image-batch", 16, "--flow-start-epoch", 0.5, "--max-steps", 4]
-    done = command(*arguments, "--output-dir", tmp_path / "run", processes=8)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    steps = {line["step"]: line for line in lines if "total" in line}
-    assert sorted(steps) == [1, 2, 3, 4]
-    assert "loss/regression" not in steps[2] and "loss/regression" in steps[3]
+def changed(before, after):
+    """The parts of the model in which a number differs, averages of batch norms included."""
+    return {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
 
 
-# ------------------------------------------------------------------------------------------------- stop and resume
+def records(folder, name="total"):
+    """The lines of metrics.jsonl that have this entry."""
+    return [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if name in line]
 
 
-def test_ten_steps_and_ten_more_after_a_resume_equal_twenty_bit_for_bit(monkeypatch, tmp_path, capsys):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    late = ["--flow-start-epoch", 2]  # the stop at 10 lies within an epoch, and the flow starts before it, at 8
-    run(monkeypatch, *TINY, *late, "--output-dir", whole)
-    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--max-steps", 10)
-    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--resume")
-    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, halves))
-    assert a["step"] == b["step"] == 20
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    for one, other in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(one[k], other[k]) for k in one)
-
-    def totals(folder):
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: line["total"] for line in lines if "total" in line}
-
-    assert totals(whole) == totals(halves)
+def learned(folder):
+    """What each step has learned: C content, F flow, B both."""
+    kinds = {(True, False): "F", (False, True): "C", (True, True): "B"}
+    return "".join(kinds["loss/cycle" in line, "loss/vicreg_variance" in line] for line in records(folder))
 
 
-def test_a_resume_across_the_flow_start_takes_the_same_steps(monkeypatch, tmp_path):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    late = ["--flow-start-epoch", 1, "--epochs", 2]
-    run(monkeypatch, *TINY, *late, "--output-dir", whole)
-    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--max-steps", 3)
-    assert torch.load(halves / "checkpoint.pt", weights_only=True)["step"] == 3
-    run(monkeypatch, *TINY, *late, "--output-dir", halves, "--resume", halves / "checkpoint.pt")
-    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (whole, halves))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+def assert_same_run(folder, other):
+    """Weights, moments of the optimizer and logged losses of two runs are equal bit for bit."""
+    ours, theirs = state_of(folder), state_of(other)
+    assert ours["step"] == theirs["step"] and not changed(ours["model"], theirs["model"])
+    for a, b in zip(*(state["optimizer"]["state"].values() for state in (ours, theirs)), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    losses = [[(line["step"], line["total"]) for line in records(place)] for place in (folder, other)]
+    assert losses[0] == losses[1]
 
 
-def test_a_resume_from_another_configuration_names_the_fields_and_loses_nothing(monkeypatch, tmp_path, capsys):
-    folder = tmp_path / "run"
-    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 2)
-    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    line = fails(monkeypatch, capsys, *TINY, "--output-dir", folder, "--resume", "--learning-rate", 0.5, "--seed", 3)
-    assert "learning_rate" in line and "seed" in line and "0.5 here" in line
-    line = fails(monkeypatch, capsys, *TINY, "--output-dir", folder)
-    assert "already holds a run" in line
-    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The eight steps without a stop, by the number of processes."""
+    folders = {count: tmp_path_factory.mktemp(f"whole_{count}") for count in (1, 2)}
+    for count, folder in folders.items():
+        torchrun(count, run, folder)
+    return folders
 
 
-def test_a_resume_brings_back_every_generator_of_random_numbers(monkeypatch, tmp_path):
-    run(monkeypatch, *TINY, "--output-dir", tmp_path / "run", "--max-steps", 1)
-    config = train.read_config([*TINY, "--output-dir", str(tmp_path / "run"), "--resume"])
-    drawn = []
-    for seed in (1, 2):
-        model, optimizer = train.build(config, torch.device("cpu"))
-        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-        train.resume(config, model, optimizer)
-        drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))
-    assert drawn[0] == drawn[1]
+# ------------------------------------------------------------------------------------------ the same command continues
 
 
-def test_a_resume_takes_back_the_lines_after_the_checkpoint_and_one_that_was_cut(monkeypatch, tmp_path):
-    folder = tmp_path / "run"
-    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 3)
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "total": 1.0}\n{"step": 6, "tot')
-    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 4, "--resume")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "total" in line] == [1, 2, 3, 4]
+def kill_at(monkeypatch, moment):
+    """The process kills itself before a step (a number), when half of a file is written (.partial-NAME), or before a
+    file gets its NAME."""
+
+    def deadly(function, place):
+        def call(*arguments):
+            here = arguments[place]
+            if (here if isinstance(here, int) else Path(here).name) == moment:
+                if function is save:
+                    here.write_bytes(b"half of it")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    save = torch.save
+    monkeypatch.setattr(train, "take_step", deadly(train.take_step, 2))
+    monkeypatch.setattr(torch, "save", deadly(save, 1))
+    monkeypatch.setattr(os, "replace", deadly(os.replace, 1))
 
 
-def test_a_resume_from_elsewhere_does_not_overwrite_the_run_that_lies_here(monkeypatch, tmp_path, capsys):
-    for name in ("a", "b"):
-        run(monkeypatch, *TINY, "--output-dir", tmp_path / name, "--max-steps", 1)
-    elsewhere = ["--resume", tmp_path / "a/checkpoint.pt", "--output-dir", tmp_path / "b"]
-    assert "already holds a run" in fails(monkeypatch, capsys, *TINY, *elsewhere)
-    assert "no such checkpoint" in fails(monkeypatch, capsys, *TINY, "--resume", tmp_path / "no.pt")
-    run(monkeypatch, *TINY, *elsewhere[:2], "--output-dir", tmp_path / "c", "--max-steps", 2)
-    assert torch.load(tmp_path / "c/checkpoint.pt", weights_only=True)["step"] == 2
+HALF = ".partial-checkpoint.pt"
+MOMENTS = (0, "config.json", HALF, "checkpoint.pt", 4, "best.pt", HALF, "checkpoint.1.pt", "checkpoint.pt")
+MOMENTS += ("metrics.jsonl", 7, "epoch_002.png")
 
 
-def test_a_stop_between_an_epoch_s_checkpoint_and_its_measurement_loses_neither(monkeypatch, tmp_path, capsys):
-    folder, end_of_epoch = tmp_path / "run", train.end_of_epoch
-
-    def stop(*arguments):
-        raise OSError("stopped")
-
-    monkeypatch.setattr(train, "end_of_epoch", stop)
-    with pytest.raises(SystemExit):
-        run(monkeypatch, *TINY, "--output-dir", folder, "--epochs", 1)
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 4
-    monkeypatch.setattr(train, "end_of_epoch", end_of_epoch)
-    before = (folder / "environment.json").stat().st_mtime_ns
-    for _ in range(2):  # the second time there is nothing left to do
-        run(monkeypatch, *TINY, "--output-dir", folder, "--epochs", 1, "--resume")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "validation/epe" in line] == [4]
-    assert (folder / "pictures/epoch_001.png").exists()
-    assert "no steps left:" in capsys.readouterr().out
-    assert (folder / "environment.json").stat().st_mtime_ns == before  # the record is that of the steps taken
+@pytest.mark.parametrize(("count", "moments"), [(1, MOMENTS), (2, (1, HALF, 4, "checkpoint.pt"))])
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(count, moments, whole, monkeypatch, tmp_path):
+    for moment in moments:
+        with monkeypatch.context() as patch, pytest.raises(ChildFailedError):
+            kill_at(patch, moment)
+            torchrun(count, run, tmp_path)
+    torchrun(count, run, tmp_path)
+    assert_same_run(tmp_path, whole[count])
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
-def test_a_full_disk_is_told_and_the_last_checkpoint_kept(monkeypatch, tmp_path):
-    folder = tmp_path / "run"
-    run(monkeypatch, *TINY, "--output-dir", folder, "--max-steps", 1)
-    before = (folder / "checkpoint.pt").read_bytes()
-
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SystemExit, match="checkpoint.pt: cannot be written; is the disk full"):
-        run(monkeypatch, *TINY, "--output-dir", folder, "--resume")
-    assert (folder / "checkpoint.pt").read_bytes() == before and not list(folder.glob(".partial-*"))
+def test_a_run_that_stops_after_every_step_equals_one_that_does_not(whole, tmp_path):
+    """Across all borders of the plan: the flow start, the warm-ups, the epochs. The number of workers varies."""
+    for steps in range(1, 9):
+        run(tmp_path, "--max-steps", steps, "--workers", 2 * (steps in (3, 8)))
+    assert_same_run(tmp_path, whole[1])
 
 
-# ------------------------------------------------------------------------------------------------- what a run leaves
+@pytest.mark.parametrize(
+    ("strategy", "steps", "parts"),
+    [
+        ("combined", "CCBBBB", {"encoder", "estimator", "expander"}),
+        ("alternate_batches", "CCFCFC", {"encoder", "estimator", "expander"}),
+        ("alternate_epochs", "CCFFCC", {"encoder", "estimator", "expander"}),
+        ("frozen", "CCFFFF", {"estimator"}),
+        ("finetune", "CCFFFF", {"encoder", "estimator"}),
+    ],
+)
+def test_each_strategy_takes_its_steps_in_two_processes_and_continues_exactly(strategy, steps, parts, tmp_path):
+    flags = ("--strategy", strategy, "--steps-per-epoch", 2, "--epochs", 3, "--flow-start-epoch", 1)
+    torchrun(2, run, tmp_path / "whole", *flags)
+    states = []
+    for stop in (2, 5, 6):
+        torchrun(2, run, tmp_path / "parts", *flags, "--max-steps", stop)
+        states.append(weights(tmp_path / "parts"))
+    assert learned(tmp_path / "parts") == learned(tmp_path / "whole") == steps
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert changed(*states[:2]) == parts  # since the flow start
 
 
-@pytest.mark.parametrize("task", ["mcjepa", "mjepa", "vicreg"])
-def test_each_task_runs_with_one_flag_and_leaves_checkpoint_metrics_and_pictures(task, monkeypatch, tmp_path):
-    folder = tmp_path / "run"
-    run(monkeypatch, *TINY, "--task", task, "--output-dir", folder, "--max-steps", 2)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "total" in line]
-    assert [line["step"] for line in steps] == [1, 2]
-    assert ("loss/regression" in steps[0]) == (task != "vicreg")
-    assert ("loss/vicreg_invariance" in steps[0]) == (task != "mjepa")
-    assert ("deviation/stride_2" in steps[0]) == (task != "vicreg")
-    assert any(key.startswith("gradient_norm/") for key in steps[0])
-    assert bool(list((folder / "pictures").glob("*.png"))) == (task != "vicreg")
-    assert list((folder / "tensorboard").iterdir())
-    assert json.loads((folder / "config.json").read_text())["task"] == task
-    assert "torch" in json.loads((folder / "environment.json").read_text())
-    assert not list(folder.rglob(".partial-*"))
-    model = load_model(folder / "checkpoint.pt")
-    assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
+def test_a_finished_run_prints_one_line_and_does_nothing(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole[1].rglob("*")}
+    run(whole[1])
+    assert capsys.readouterr().out == f"{whole[1]}: this run is done, at step 8 of 8\n"
+    assert {path: path.stat().st_mtime_ns for path in whole[1].rglob("*")} == before
 
 
-def test_real_frames_and_images_train_from_an_initial_checkpoint(monkeypatch, tmp_path, capsys):
-    run(monkeypatch, *TINY, "--task", "mjepa", "--output-dir", tmp_path / "first", "--max-steps", 2)
-    clips, images = write_frames(tmp_path / "clips/one", 3).parent, write_frames(tmp_path / "images", 5)
-    arguments = ["--video-dir", clips, "--image-dir", images, "--init", tmp_path / "first/checkpoint.pt"]
-    run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 2)
-    assert "it has no expander" in capsys.readouterr().out
-    run(monkeypatch, *TINY, *arguments, "--output-dir", tmp_path / "second", "--max-steps", 3, "--resume")
-    assert "weights from" not in capsys.readouterr().out  # the same command goes on; it does not begin again
-    run(monkeypatch, *TINY, *arguments[:4], "--output-dir", tmp_path / "second", "--max-steps", 4, "--resume")
-    recorded = json.loads((tmp_path / "second/config.json").read_text())
-    assert recorded["init"] == str(tmp_path / "first/checkpoint.pt")
-    assert load_model(tmp_path / "second/checkpoint.pt")
+def test_another_configuration_or_other_data_are_refused_in_a_line_that_names_them(tmp_path, capsys):
+    images, folder = write_frames(tmp_path / "images", 12), tmp_path / "run"
+    run(folder, "--task", "vicreg", "--image-dir", images, "--max-steps", 2)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (images / "003.png").unlink()
+    flags = ("--image-dir", images, "--seed", 3, "--loss.cycle", 0.5, "--repeats.chairs", 7, "--log-every", 2)
+    line = fails(capsys, *TINY, *flags, "--output-dir", folder)
+    fields = ("loss.cycle: 0.0025 there, 0.5 here", "number of images: 12 there, 11 here", "repeats.chairs: 5 there, 7")
+    fields += ("number of frames: None there", "seed: 0 there, 3", "task: vicreg there", "another --output-dir")
+    assert all(field in line for field in fields) and "log_every" not in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_workers_do_not_change_the_run(monkeypatch, tmp_path):
-    for workers in (0, 2):
-        run(monkeypatch, *TINY, "--workers", workers, "--output-dir", tmp_path / str(workers), "--max-steps", 2)
-    a, b = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True)["model"] for n in ("0", "2"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+def test_moments_of_another_memory_layout_are_the_same_numbers_when_a_run_continues(tmp_path, whole):
+    """A GPU keeps them channels_last, and the fused AdamW does not look at strides."""
+    state = state_of(run(tmp_path, "--max-steps", 5))
+    for moments in state["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].ndim == 4:
+                moments[name] = moments[name].to(memory_format=torch.channels_last)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert_same_run(run(tmp_path), whole[1])
 
 
-def test_the_paper_s_command_is_the_default_configuration():
-    config = train.read_config(["--flow-start-epoch", "10"])
-    assert config == train.Config() and config.epochs == 100 and config.model.encoder == "convnext_tiny"
+COMPILED = """
+import functools, sys, torch, train
+torch.compile = functools.partial(torch.compile, backend="eager")  # takes seconds instead of minutes
+train.train(train.parse(sys.argv[1:]))
+print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_the_compiler(tmp_path):
+    (tmp_path / "compiled.py").write_text(COMPILED)
+    flags = ("--flow-start-epoch", 0.25, "--learning-rate", 1e-6, "--estimator-learning-rate", 1e-6, "--max-steps")
+    line = [tmp_path / "compiled.py", *TINY, *flags, 2, "--output-dir", tmp_path / "run", "--compile"]
+    output, errors = start(*TORCHRUN, *line).communicate(timeout=300)
+    assert len(re.findall(r"graphs [1-9]", output)) == 2, errors[-3000:]
+    for name in ("run", "plain"):
+        torchrun(2, run, tmp_path / name, *flags, 3)
+    for ours, theirs in zip(records(tmp_path / "run"), records(tmp_path / "plain"), strict=True):
+        for name in ("total", *(name for name in theirs if name.startswith("gradient_norm"))):
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-3), name
+
+
+@pytest.mark.parametrize(("name", "count"), [("SIGTERM", 1), ("SIGUSR1", 1), ("SIGINT", 2)])
+def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypatch, tmp_path, capfd):
+    """It comes to the last process and to its loaders, which ignore it; every process stops after the same step."""
+    take_step = train.take_step
+
+    def signalled(*arguments):
+        if arguments[2] == 4 and processes.rank() == count - 1:
+            loaders = [str(process.pid) for process in multiprocessing.active_children()]
+            subprocess.run(["kill", f"-{name[3:]}", *loaders, str(os.getpid())], check=True)
+        return take_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "take_step", signalled)
+        torchrun(count, run, tmp_path, "--workers", 1)
+    assert f"stopped by {name} after step 6 of 8: the same command continues" in capfd.readouterr().out
+    assert state_of(tmp_path)["step"] == 6
+    torchrun(count, run, tmp_path)
+    assert_same_run(tmp_path, whole[count])
+
+
+@pytest.mark.parametrize(("kind", "count"), [("cut", 1), ("emptied", 1), ("changed", 1), ("cut", 2)])
+def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, count, whole, tmp_path, capfd):
+    torchrun(count, run, tmp_path, "--max-steps", 5)
+    path, content = tmp_path / "checkpoint.pt", bytearray((tmp_path / "checkpoint.pt").read_bytes())
+    content[len(content) // 3] ^= kind == "changed"
+    path.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(kind)])
+    torchrun(count, run, tmp_path)
+    (warning,) = re.findall("(?m)^warning: .*", capfd.readouterr().out)
+    assert str(path) in warning and warning.endswith("continuing from checkpoint.1.pt")
+    assert_same_run(tmp_path, whole[count])
+    assert (tmp_path / "damaged-checkpoint.pt").exists() and state_of(tmp_path, "checkpoint.1.pt")["step"] == 6
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_error_also_across_stops(monkeypatch, tmp_path):
+    errors, best = iter([3.0, 2.0, 5.0, 1.0, 4.0]), []
+    monkeypatch.setattr(train, "flow_errors_on_shapes", lambda *_: {"epe": next(errors), "epe_zero": 4.0, "f1": 0.5})
+    for epoch in range(1, 6):
+        run(tmp_path, "--epochs", 5, "--steps-per-epoch", 1, "--flow-start-epoch", 0, "--max-steps", epoch)
+        best.append(state_of(tmp_path, "best.pt")["step"])
+    assert best == [1, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("flag", ["--init", "--backbone", "--output-dir"])
+@pytest.mark.parametrize("kind", ["text", "code", "head"])
+def test_a_file_of_another_kind_is_one_line_and_code_in_it_is_never_executed(flag, kind, tmp_path, capsys):
+    code = type("Code", (), {"__reduce__": lambda _: (Path.touch, (tmp_path / "executed",))})()
+    head = {"model": {"weight": torch.zeros(3)}, "config": {}, "step": 1}
+    torch.save({"text": "none", "code": head | {"step": code}, "head": head}[kind], path := tmp_path / "checkpoint.pt")
+    flags = ["--output-dir", tmp_path] if flag == "--output-dir" else [flag, path, "--model.encoder", "resnet50"]
+    assert str(path) in fails(capsys, *TINY, "--output-dir", tmp_path / "run", *flags)
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
+
+
+def test_eight_processes_take_steps_across_the_flow_start(tmp_path):
+    torchrun(8, run, tmp_path, "--video-batch", 8, "--image-batch", 16, "--max-steps", 3)
+    assert learned(tmp_path) == "CCB"
+
+
+def test_when_torchrun_restarts_the_processes_the_run_ends_with_the_same_weights(whole, tmp_path):
+    def killed_once():
+        with pytest.MonkeyPatch.context() as patch:
+            if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and processes.rank() == 1:
+                kill_at(patch, 5)
+            run(tmp_path)
+
+    torchrun(2, killed_once, restarts=1)
+    assert_same_run(tmp_path, whole[2])
+
+
+def test_torchrun_as_a_user_types_it_trains_and_reports_a_mistake_once(whole, tmp_path):
+    process = start(*TORCHRUN, "train.py", *TINY, "--output-dir", tmp_path / "run")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_same_run(tmp_path / "run", whole[2])
+    process = start(*TORCHRUN, "train.py", *TINY, "--video-batch", 1, "--output-dir", tmp_path / "other")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and not (tmp_path / "other").exists()
+    assert errors.count("error: --video-batch 1 must be a multiple of the 2 processes") == 1
+
+
+# -------------------------------------------------------------------------------------------- bad numbers and bad files
+
+
+def spoil_total(monkeypatch, calls, spoil):
+    """Changes the total loss in these calls of the model."""
+    made, forward = [], MCJEPA.forward
+
+    def spoiled(*arguments, **options):
+        made.append(losses := forward(*arguments, **options))
+        return losses._replace(total=spoil(losses.total)) if len(made) - 1 in calls else losses
+
+    monkeypatch.setattr(MCJEPA, "forward", spoiled)
+
+
+def test_a_step_with_numbers_that_are_not_finite_changes_neither_weights_nor_averages():
+    opened = train.open_run(config_of("--task", "vicreg", "--output-dir", "none"))
+    views, model = tuple(torch.rand(2, 4, 3, 32, 32)), opened.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hook = model.expander[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    numbers, reports = train.take_step(opened, model, 0, 0, (None, views), [])
+    assert not numbers and reports == [("not finite", "gradient_norm/expander")]
+    assert not changed(before, model.state_dict()) and not opened.optimizer.state
+    hook.remove()
+    numbers, reports = train.take_step(opened, model, 0, 0, (None, views), [])
+    assert numbers and not reports and changed(before, model.state_dict()) == {"encoder", "expander"}
+
+
+def test_a_step_that_one_process_alone_finds_bad_is_skipped_in_both(tmp_path):
+    def run_and_keep_weights():
+        models, over_processes = [], train.over_processes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "over_processes", lambda *args: models.append(args[1]) or over_processes(*args))
+            if processes.rank() == 1:  # an infinite loss with a finite gradient: the other process cannot see it
+                spoil_total(patch, (3,), lambda total: total + math.inf)
+            run(tmp_path)
+        torch.save({"model": dict(models[0].named_parameters())}, tmp_path / f"process_{processes.rank()}.pt")
+
+    torchrun(2, run_and_keep_weights)
+    assert [line["step"] for line in records(tmp_path, "skipped")] == [4]
+    assert not changed(*(weights(tmp_path, f"process_{rank}.pt") for rank in (0, 1)))
+
+
+def test_bad_steps_are_skipped_and_ten_in_a_row_end_the_run_across_a_stop(monkeypatch, tmp_path, capsys):
+    spoil_total(monkeypatch, (2, *range(6, 99)), lambda total: total * math.nan)
+    run(tmp_path, "--epochs", 9, "--max-steps", 10)  # the first, and four in a row
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 4, 5, 6]  # a skipped step has no loss
+    assert records(tmp_path)[-1]["skipped_steps"] == 1
+    assert len(re.findall("step .* is skipped, not finite: .*gradient_norm/encoder", capsys.readouterr().out)) == 5
+    line = fails(capsys, *TINY, "--epochs", 9, "--output-dir", tmp_path)
+    assert "10 steps in a row were not finite" in line and "lower the learning rates" in line
+    assert [line["step"] for line in records(tmp_path, "skipped")] == [3, *range(7, 17)]
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tmp_path, capfd):
+    clips, images = write_frames(tmp_path / "clips/one", 20).parent, write_frames(tmp_path / "images", 30)
+    (clips / "one/007.png").write_bytes(b"")
+    write_image(clips / "one/011.png", (40, 40))
+    (images / "003.png").write_text("text")
+    flags = ("--video-dir", clips, "--image-dir", images, "--bad-files", 0.2, "--epochs", 4)
+    torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 12)
+    lines = re.findall("(?m)^bad file . of at most (?:4 frames|6 images), .*", capfd.readouterr().out)
+    assert all(sum(f"{name}.png: not a readable image" in x for x in lines) == 1 for name in ("images/003", "one/007"))
+    assert any("one/011.png: 40x40 px, but 010.png" in line for line in lines)
+    assert len(records(tmp_path / "run", "bad_file")) == records(tmp_path / "run")[-1]["bad_files"] == len(lines)
+    torchrun(2, run, tmp_path / "run", *flags)
+    assert "003.png" not in capfd.readouterr().out  # reported before the stop
+    with pytest.raises(ChildFailedError):
+        torchrun(2, run, tmp_path / "fewer", *flags, "--bad-files", 0.05)
+    assert re.search("cannot be used, and --bad-files allows 1", capfd.readouterr().err)
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy", "flow_start", "steps"),
+    [("mcjepa", "combined", 4, "CCCC BBBB BBBB BBBB"), ("mcjepa", "alternate_batches", 4, "CCCC FCFC FCFC FCFC"),
+     ("mcjepa", "alternate_epochs", 4, "CCCC FFFF CCCC FFFF"), ("mcjepa", "frozen", 4, "CCCC FFFF FFFF FFFF"),
+     ("mcjepa", "finetune", 0, "FFFF FFFF FFFF FFFF"), ("vicreg", "combined", 0, "CCCC CCCC CCCC CCCC"),
+     ("mjepa", "combined", 0, "FFFF FFFF FFFF FFFF")],
+)  # fmt: skip
+def test_the_plan_says_what_each_step_learns_and_how_many_have_learned_it(task, strategy, flow_start, steps):
+    plan = train.Plan(task, strategy, 4, 16, flow_start, 1, 1)
+    steps, tasks = steps.replace(" ", ""), {"F": (True, False), "C": (False, True), "B": (True, True)}
+    assert [plan.tasks(step) for step in range(16)] == [tasks[kind] for kind in steps]
+    for step in (0, 4, 7, 13):
+        assert plan.taken(step) == (step - steps[:step].count("C"), step - steps[:step].count("F"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "at_once"),
+    [("", False), ("--init a.pt", False), ("--task mjepa", True), ("--strategy frozen", False),
+     ("--strategy frozen --init a.pt", True), ("--strategy finetune --init a.pt", True)],
+)  # fmt: skip
+def test_flow_starts_at_once_where_nothing_else_is_to_be_learned(flags, at_once):
+    config = config_of(*flags.split())
+    videos, images = train.open_videos(config), train.open_images(config)
+    assert train.make_plan(config, videos, images).flow_start == (0 if at_once else 2)
+    assert (images is None) == at_once  # images need not be there
+
+
+@pytest.mark.parametrize(("task", "per_epoch"), [("mcjepa", 20), ("vicreg", 20), ("mjepa", 5)])
+def test_an_epoch_is_one_pass_over_the_images_and_without_them_over_the_pairs(task, per_epoch):
+    config = train.Config(task=task, epochs=3)
+    images = None if task == "mjepa" else train.Source("images", range(205), None, 10)
+    sources = (train.Source("frames", range(23), None, 4), images)
+    plan = train.make_plan(config, *sources)
+    assert (plan.per_epoch, plan.last, plan.regularisation_warmup) == (per_epoch, 3 * per_epoch, per_epoch)
+    assert train.make_plan(replace(config, max_steps=7, steps_per_epoch=9), *sources)[2:4] == (9, 7)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    config = train.Config(epochs=100, warmup_epochs=10)
-    factors = [train.schedule(config, epoch) for epoch in (0, 5, 10, 55, 100)]
+    factors = [train.learning_rate_factor(train.Config(), epoch) for epoch in (0, 5, 10, 55, 100)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
 
 
@@ -312,134 +431,170 @@ def test_every_step_gets_its_learning_rates_its_masks_and_its_share_of_eq_6(monk
         return forward(model, video, views, masks, regularisation)
 
     monkeypatch.setattr(MCJEPA, "forward", spy)
-    late = ["--flow-start-epoch", 0.5, "--regularisation-warmup-epochs", 1, "--mask-warmup-epochs", 0.75]
-    rates = ["--learning-rate", 0.01, "--estimator-learning-rate", 0.002, "--warmup-epochs", 1]
-    folder = tmp_path / "run"
-    run(monkeypatch, *TINY, *late, *rates, "--output-dir", folder, "--max-steps", 7, "--validation-pairs", 0)
-    # Four steps an epoch; the flow starts at step 2, its masks at step 5, and Eq. 6 is whole at step 5.
+    warmups = ("--regularisation-warmup-epochs", 1, "--mask-warmup-epochs", 0.75, "--warmup-epochs", 1)
+    run(tmp_path, *warmups, "--learning-rate", 0.01, "--estimator-learning-rate", 0.002, "--max-steps", 7)
     flow, masks, shares = zip(*seen, strict=True)
     assert flow == (False,) * 2 + (True,) * 5
-    assert masks == (False,) * 5 + (True,) * 2
+    assert masks == (False,) * 5 + (True,) * 2  # three steps after the flow start
     assert shares[2:] == (0.25, 0.5, 0.75, 1.0, 1.0)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name, full in (("encoder", 0.01), ("expander", 0.01), ("estimator", 0.002)):
-        used = [line[f"learning_rate/{name}"] for line in lines if "total" in line]
+        used = [line[f"learning_rate/{name}"] for line in records(tmp_path)]
         assert used[:4] == pytest.approx([full / 4, full / 2, full * 3 / 4, full])
         assert used[4:] == sorted(used[4:], reverse=True) and used[4] < full
 
 
-def test_each_part_is_a_group_of_its_own_and_the_estimator_has_its_own_learning_rate():
-    config = train.read_config([*TINY, "--learning-rate", "0.3", "--estimator-learning-rate", "0.2"])
-    model, optimizer = train.build(config, torch.device("cpu"))
-    rates = {group["name"]: group["initial_lr"] for group in optimizer.param_groups}
-    assert rates == {"encoder": 0.3, "estimator": 0.2, "expander": 0.3}
-    grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()} and len(grouped) == len({*map(id, grouped)})
-
-
-def test_the_gradient_of_each_part_is_clipped_on_its_own(monkeypatch, tmp_path):
-    seen, step = [], torch.optim.AdamW.step
+def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monkeypatch, tmp_path):
+    norms, step = {}, torch.optim.AdamW.step
 
     def spy(optimizer, *arguments):
         for group in optimizer.param_groups:
-            seen.append(torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None]).item())
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norms[group["name"], group["initial_lr"]] = get_total_norm(gradients).item()
         return step(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    arguments = ["--output-dir", tmp_path / "run", "--max-steps", 1, "--clip-gradient", 0.01]
-    run(monkeypatch, *TINY, *arguments)
-    assert seen == pytest.approx([0.01, 0.01, 0.01], rel=1e-3)  # none has less because another is louder
+    flags = ("--flow-start-epoch", 0, "--max-steps", 1, "--clip-gradient", 0.01)
+    run(tmp_path, "--learning-rate", 0.3, "--estimator-learning-rate", 0.2, *flags)
+    assert norms == pytest.approx({("encoder", 0.3): 0.01, ("estimator", 0.2): 0.01, ("expander", 0.3): 0.01}, rel=1e-3)
 
 
-@pytest.mark.parametrize(("task", "per_epoch", "flow_start"), [("mcjepa", 20, 30), ("vicreg", 20, 30), ("mjepa", 5, 0)])
-def test_an_epoch_is_one_pass_over_the_images_and_for_flow_only_over_the_pairs(task, per_epoch, flow_start):
-    config = train.Config(task=task, image_batch=10, video_batch=4, epochs=3, flow_start_epoch=1.5)
-    plan = train.make_plan(config, videos=range(23), images=None if task == "mjepa" else range(205))
-    assert (plan.per_epoch, plan.last, plan.flow_start) == (per_epoch, 3 * per_epoch, flow_start)
-    assert plan.regularisation_warmup == plan.mask_warmup == per_epoch
+def test_from_a_checkpoint_the_frozen_encoder_stays_as_it_was_bit_for_bit(tmp_path):
+    flags = ("--model.encoder", "resnet50", "--image-size", 64)  # it has batch norms, whose averages must stay too
+    run(tmp_path / "content", *flags, "--task", "vicreg", "--max-steps", 1)
+    init = ("--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
+    run(tmp_path / "frozen", *flags, *init)
+    assert learned(tmp_path / "frozen") == "FF"
+    assert not changed(weights(tmp_path / "content"), weights(tmp_path / "frozen"))
+    untrained = train.build(config_of(*flags), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
+    assert changed(untrained, weights(tmp_path / "frozen")) == {"estimator"}
 
 
-# ----------------------------------------------------------------------------------------------------- mistakes
+def test_where_the_tasks_alternate_each_takes_its_own_batches_one_after_the_other(monkeypatch, tmp_path):
+    drawn, make_loader = {}, train.make_loader
+
+    def spy(dataset, *arguments):
+        for batch in make_loader(dataset, *arguments):
+            drawn.setdefault((strategy, type(dataset).__name__), []).append(float(batch[0][0].mean()))
+            yield batch
+
+    monkeypatch.setattr(train, "make_loader", spy)
+    for strategy in ("combined", "alternate_batches"):
+        run(tmp_path / strategy, "--strategy", strategy, "--flow-start-epoch", 0, "--max-steps", 6)
+    for data in ("ShapePairs", "ShapeImages"):
+        assert len(set(drawn["combined", data])) == 6
+        assert drawn["alternate_batches", data] == drawn["combined", data][:3]
 
 
-def _mistake(kind: str, folder: Path) -> tuple[list, str]:
-    """Arguments of train.py, and what the error must say."""
-    if kind == "missing folder":
-        return ["--video-dir", folder / "nowhere"], "nowhere"
-    if kind == "folder without frames":
-        (folder / "empty").mkdir()
-        return ["--video-dir", folder / "empty"], "empty"
-    if kind == "folder without images":
-        (folder / "empty").mkdir()
-        return ["--image-dir", folder / "empty"], "empty"
-    if kind == "clip of one frame":
-        return ["--video-dir", write_frames(folder / "clip", 1)], "clip"
-    if kind == "frames of different sizes":
-        write_frames(folder / "clip", 2)
-        cv2.imwrite(str(folder / "clip/001.png"), np.zeros((90, 90, 3), np.uint8))
-        return ["--video-dir", folder / "clip"], "clip"
-    if kind == "text file named .png":
-        (write_frames(folder / "clip", 2) / "001.png").write_text("no picture")
-        return ["--video-dir", folder / "clip"], "001.png"
-    if kind == "image smaller than the crop":
-        clip = write_frames(folder / "clip", 2, size=(40, 200))
-        return ["--video-dir", clip], "clip, frames 000.png and 001.png: an image of"
-    if kind == "unknown preset":
-        return ["packet"], "unknown preset 'packet'"
-    if kind == "flow that never starts":
-        return ["--flow-start-epoch", 5], "--flow-start-epoch 5 is not before the end"
-    if kind == "log every 0 steps":
-        return ["--log-every", 0], "--log-every must be at least 1"
-    if kind == "no pairs":
-        return ["--video-batch", 0], "batches must be at least 1"
-    if kind == "fewer than no workers":
-        return ["--workers", -1], "--workers"
-    if kind == "estimator of no width":
-        return ["--model.estimator-factor", 0], "factor 0 leaves no channels"
-    if kind == "crop of no height":
-        return ["--crop", 0, 64], "--crop must be at least 1"
-    if kind == "crop scale upside down":
-        return ["--crop-scale", 1.0, 0.5], "--crop-scale"
-    if kind == "weights without an optimizer":
-        torch.save({"model": {}, "config": {}, "step": 0}, folder / "weights.pt")
-        return ["--resume", folder / "weights.pt"], "holds weights only"
-    if kind == "missing checkpoint":
-        return ["--init", folder / "none.pt"], "none.pt"
-    return ["--image-batch", 1], "--image-batch"
+def test_where_the_tasks_alternate_a_line_of_metrics_has_the_newest_step_of_each(tmp_path):
+    flags = ("--strategy", "alternate_batches", "--flow-start-epoch", 0, "--max-steps", 6, "--log-every")
+    sparse, dense = ({line["step"]: line for line in records(run(tmp_path / str(n), *flags, n))} for n in (3, 1))
+    assert list(sparse) == [3, 6]
+    for step, line in sparse.items():
+        last, before = dense[step], dense[step - 1]
+        flow, content = (last, before) if step % 2 else (before, last)  # step 1 learns flow
+        assert line["total"] == pytest.approx(last["total"] + before["total"])
+        assert line["gradient_norm/encoder"] == last["gradient_norm/encoder"]
+        assert line["gradient_norm/estimator"] == flow["gradient_norm/estimator"] > 0
+        assert line["gradient_norm/expander"] == content["gradient_norm/expander"] > 0
+        assert line["loss/cycle"] == flow["loss/cycle"] and "loss/cycle" not in content
+
+
+# ------------------------------------------------------------------- what a run leaves, and what it says of a mistake
+
+
+@pytest.mark.parametrize("task", ["mcjepa", "mjepa", "vicreg"])
+def test_each_task_runs_with_one_flag_and_leaves_its_record(task, tmp_path):
+    run(tmp_path, "--task", task, "--flow-start-epoch", 0, "--max-steps", 2)
+    line, _ = records(tmp_path)
+    assert ("loss/regression" in line) == ("gradient_norm/estimator" in line) == (task != "vicreg")
+    assert ("loss/vicreg_variance" in line) == ("deviation/embedding" in line) == (task != "mjepa")
+    assert bool(list((tmp_path / "pictures").glob("*.png"))) == (task != "vicreg") == (tmp_path / "best.pt").exists()
+    assert any(path.name.startswith("events") for path in (tmp_path / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "config.json").read_text())["task"] == task
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
+    model = load_model(tmp_path / "checkpoint.pt")
+    assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
+
+
+def test_real_frames_and_images_train_from_an_initial_checkpoint_and_continue_without_it(tmp_path, capsys):
+    first = run(tmp_path / "first", "--task", "mjepa", "--max-steps", 1) / "checkpoint.pt"
+    clips, images = write_frames(tmp_path / "clips/one", 3).parent, write_frames(tmp_path / "images", 5)
+    flags = ("--video-dir", clips, "--image-dir", images, "--init", first, "--flow-start-epoch", 0)
+    opened = train.open_run(config_of(*flags, "--output-dir", tmp_path / "none"))
+    assert not changed(weights(first.parent), opened.model.state_dict())
+    run(tmp_path / "second", *flags, "--max-steps", 1)
+    assert f"{first} has no expander: it starts from random weights" in capsys.readouterr().out
+    first.unlink()
+    run(tmp_path / "second", *flags, "--max-steps", 2)
+    assert learned(tmp_path / "second") == "BB" and "has no expander" not in capsys.readouterr().out
+
+
+def test_the_paper_s_data_sets_train_together_whatever_their_size_and_continue(tmp_path, capsys):
+    data = tmp_path / "data"
+    for place, count in (("clean/alley_1", 3), ("clean/market_5", 2), ("final/alley_1", 3)):
+        write_frames(data / "Sintel/training" / place, count, name="frame_{:04d}.png", first=1)
+    write_frames(data / "FlyingChairs/data", 2, size=(48, 60), name="00001_img{}.png", first=1)
+    write_frames(data / "ImageNet/train/n01440764", 3)
+    flags = ("--data-root", data, "--flow-start-epoch", 0, "--repeats.chairs", 300)
+    run(tmp_path / "whole", *flags, "--max-steps", 4)
+    rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
+    assert ["sintel_clean", "2", "3", "100"] in rows and ["chairs", "1", "1", "300"] in rows
+    for steps in (2, 4):
+        run(tmp_path / "halves", *flags, "--max-steps", steps)
+    assert_same_run(tmp_path / "halves", tmp_path / "whole")
+    shutil.rmtree(data / "ImageNet")
+    assert "no ImageNet in it" in fails(capsys, *TINY, *flags, "--output-dir", tmp_path / "run")
+    run(tmp_path / "mjepa", *flags, "--task", "mjepa", "--sets", "sintel", "--max-steps", 1)  # needs none
+    assert "chairs" not in capsys.readouterr().out
+
+
+def test_the_config_file_of_a_run_reproduces_it(whole, tmp_path):
+    train.train(train.parse([str(whole[1] / "config.json"), "--output-dir", str(tmp_path)]))
+    assert_same_run(tmp_path, whole[1])
+    recorded = [json.loads((folder / "config.json").read_text()) for folder in (whole[1], tmp_path)]
+    assert recorded[1] == recorded[0] | {"output_dir": str(tmp_path)}
+
+
+def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_default(tmp_path):
+    for name, preset in train.PRESETS.items():
+        checkpoint.write_json(tmp_path / "config.json", checkpoint.as_json(preset))
+        assert train.parse([str(tmp_path / "config.json")]) == train.parse([name]) == preset
+    assert train.parse(["--flow-start-epoch", "10"]) == train.Config() == train.PRESETS["paper"]
+    assert (train.Config().epochs, train.Config().model.encoder) == (100, "convnext_tiny")
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("flags", "words"),
     [
-        "missing folder", "folder without frames", "folder without images", "clip of one frame",
-        "frames of different sizes", "text file named .png", "image smaller than the crop", "unknown preset",
-        "missing checkpoint", "image batch of one", "flow that never starts", "log every 0 steps", "crop of no height",
-        "no pairs", "fewer than no workers", "estimator of no width", "crop scale upside down",
-        "weights without an optimizer",
+        ("--video-dir nowhere", "nowhere: no such folder"),
+        ("--data-root nowhere", "nowhere: no such folder"),
+        ("--image-dir empty", "empty: no images found"),
+        ("--sets kitti", "--sets needs --data-root"),
+        ("--video-dir sizes --workers 1", "sizes/001.png: 90x90 px, but 000.png"),
+        ("--video-dir small", "200x40 px, smaller than the crop of 64x64; use a smaller --crop"),
+        ("--image-dir text --bad-files 1", "2 of 2 files cannot be used"),
+        ("--strategy frozen --flow-start-epoch 0", "needs a trained encoder: give a checkpoint with --init"),
+        ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs needs another --task"),
+        ("--flow-start-epoch 2", "--flow-start-epoch 2 is not before the end at --epochs 2"),
+        ("--image-batch 1", "--image-batch must be at least 2"),
+        ("--model.estimator-factor 0", "factor 0 leaves no channels"),
+        ("--output-dir text/000.png", "text/000.png"),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_gives_one_line_that_names_the_thing(kind, workers, monkeypatch, tmp_path, capsys):
-    if workers and kind not in ("frames of different sizes", "text file named .png", "image smaller than the crop"):
-        pytest.skip("found before a worker starts")
-    arguments, told = _mistake(kind, tmp_path)
-    rest = [] if kind == "unknown preset" else [*TINY, "--workers", workers, "--output-dir", tmp_path / "run"]
-    line = fails(monkeypatch, capsys, *rest, *arguments)
-    assert told in line
-    assert not (tmp_path / "run/checkpoint.pt").exists()
+)
+def test_a_mistake_is_one_line_that_names_it(flags, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    write_frames(Path("small"), 2, size=(40, 200))
+    write_image(write_frames(Path("sizes"), 2) / "001.png", (90, 90))
+    for path in write_frames(Path("text"), 2).iterdir():
+        path.write_text("no picture")
+    assert words in fails(capsys, *TINY, "--output-dir", "run", *flags.split())
+    assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
-def test_more_processes_than_pairs_are_told_once_under_torchrun(tmp_path):
-    done = command(*TINY, "--output-dir", tmp_path / "run", processes=4)
-    assert done.returncode != 0 and not (tmp_path / "run").exists()
-    assert done.stderr.count("error: --video-batch 2 cannot be spread over 4 processes: take a multiple") == 1
-
-
-def test_more_processes_than_pairs_and_an_unknown_flag_stop_without_a_traceback(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    line = fails(monkeypatch, capsys, *TINY, "--output-dir", tmp_path / "run")
-    assert "--video-batch 2 cannot be spread over 4 processes" in line
-    train.check(train.read_config([*TINY, "--task", "vicreg"]), world=4)  # which takes no pairs
-    monkeypatch.delenv("WORLD_SIZE")
-    done = command("pocket", "--no-such-flag", "1")
-    assert done.returncode != 0 and "Traceback" not in done.stderr and "no-such-flag" in done.stdout + done.stderr
+def test_a_first_word_or_a_flag_that_is_unknown_is_named(tmp_path, capsys):
+    assert "unknown preset 'packet': choose paper or pocket" in fails(capsys, "packet")
+    assert "none.json" in fails(capsys, tmp_path / "none.json")
+    with pytest.raises(SystemExit) as stop:
+        train.parse(["pocket", "--no-such-flag", "1"])
+    assert stop.value.code != 0 and "no-such-flag" in "".join(capsys.readouterr())
