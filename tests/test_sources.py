@@ -454,7 +454,7 @@ def test_the_sets_in_a_folder_are_mixed_whatever_their_size_and_the_table_says_h
     assert rows["sintel_final"][:4] == ["1", "2", "100", f"{200 / 540:.2%}"]
     assert rows["chairs"] == ["1", "1", "40", f"{40 / 540:.2%}", str(data_root / "FlyingChairs_release/data")]
     assert all(image.shape == (3, 64, 64) for index in (0, 301, len(mix) - 1) for image in mix[index])
-    assert mix.file_count == 10 and "frames 00001_img1.png and 00001_img2.png" in mix.name(len(mix) - 1)
+    assert mix.file_count == 10
     (data_root / "Sintel/training/clean/alley_1/frame_0003.png").rename(
         data_root / "Sintel/training/clean/alley_1/frame_0007.png"
     )
