@@ -208,12 +208,9 @@ class Config:
     model: str
     """A checkpoint of train.py, or a baseline. flow: zero, dis, random; segmentation: random; video: random, colour.
     Segmentation and video also take a state dict of torchvision's convnext_tiny or resnet50."""
-    data_root: Path | None = None
-    """The folder of a data set, or one that holds it. Without it: MovingShapes."""
-    output_dir: Path = Path("runs/evaluation")
-    """Where numbers and pictures go; files of the same name are replaced."""
-    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"
-    """The network of --model random."""
+    data_root: Path | None = None  # The folder of a data set, or one that holds it. Without it: MovingShapes.
+    output_dir: Path = Path("runs/evaluation")  # Where numbers and pictures go; files of the same name are replaced.
+    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"  # The network of --model random.
 
 
 def open_model(name: str, encoder: str = "convnext_tiny", seed: int = 0) -> MCJEPA:
@@ -345,12 +342,12 @@ def flow_figure(image_1: Rgb, image_2: Rgb, flow: Vectors, truth: Vectors | None
     if truth is not None:
         panels[f"truth ({scale:.1f} px)"] = flow_colours(truth, scale)
     panels[f"flow ({scale:.1f} px)"] = flow_colours(flow, scale)
-    panels |= {"2 warped to 1": to_uint8(warped), "difference": to_uint8((image_1 - warped).abs())}
+    panels |= {"2 warped to 1": to_uint8(warped), "residual": to_uint8((image_1 - warped).abs())}
     if truth is not None:
         error = torch.where(known_flow(truth[None])[0], flow - truth, 0.0)
         brightest = colour_scale(error)
         panels[f"error ({brightest:.1f} px)"] = to_uint8((error.norm(dim=0) / brightest).expand(3, -1, -1))
-    panels[f"wheel ({scale:.1f} px)"] = colour_wheel(*image_1.shape[1:])
+    panels[f"key ({scale:.1f} px)"] = colour_wheel(*image_1.shape[1:])
     return titled_grid(panels, columns=3 if truth is None else 4)
 
 
@@ -411,21 +408,14 @@ class FlowConfig(Config):
 
     benchmark: Literal["sintel", "kitti2012", "kitti2015", "middlebury", "chairs", "things", "hd1k"] | None = None
     """Which of the benchmarks in --data-root; may be left out where there is only one."""
-    output_dir: Path = Path("runs/flow")
-    split: Literal["training", "testing"] = "training"
-    """testing: the part of Sintel or KITTI whose truth is kept secret; only for --export."""
-    export: Path | None = None
-    """A folder for the flow of every pair, as the benchmark's server takes it."""
-    images: tuple[Path, Path] | None = None
-    """Two images instead: writes the flow from the first to the second, and pictures of it."""
-    video: Path | None = None
-    """A video file or a folder of frames instead: writes a video of frames beside their flow, and pictures."""
-    max_frames: int = sys.maxsize
-    """Only the first frames of the video."""
-    resize: str | None = None
-    """What the method sees: HEIGHTxWIDTH, or a factor. Errors are in pixels of the originals in any case."""
-    pictures: int = 8
-    """How many pairs get a picture at most."""
+    output_dir: Path = Path("runs/flow")  # Where numbers and pictures go.
+    split: Literal["training", "testing"] = "training"  # testing: whose truth is secret (Sintel, KITTI); for --export.
+    export: Path | None = None  # A folder for the flow of every pair, as the benchmark's server takes it.
+    images: tuple[Path, Path] | None = None  # Two images instead: writes the flow from the first to the second.
+    video: Path | None = None  # A video file or a folder of frames instead: writes a video of frames and flow.
+    max_frames: int = sys.maxsize  # Only the first frames of the video.
+    resize: str | None = None  # What the method sees: HEIGHTxWIDTH, or a factor. Errors are in the originals' pixels.
+    pictures: int = 8  # How many pairs get a picture at most.
 
 
 def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
@@ -656,17 +646,13 @@ class SegmentationConfig(Config):
 
     benchmark: Literal["voc", "cityscapes", "ade20k", "camvid"] | None = None
     """Which of the data sets in --data-root; may be left out where there is only one."""
-    output_dir: Path = Path("runs/segmentation")
-    finetune: bool = False
-    """The encoder learns with the head; by default it is frozen."""
+    output_dir: Path = Path("runs/segmentation")  # Where the head, numbers and pictures go.
+    finetune: bool = False  # The encoder learns with the head; by default it is frozen.
     steps: int | None = None
     """Of training, for a quick look (voc, cityscapes 40,000; ade20k 160,000; camvid 400; MovingShapes 300)."""
-    seed: int = 0
-    """Of the order of the images, of their augmentation, and of --model random."""
-    workers: int = 0
-    """Processes that load data; any number gives the same result."""
-    pictures: int = 8
-    """How many images get a picture at most."""
+    seed: int = 0  # Of the order of the images, of their augmentation, and of --model random.
+    workers: int = 0  # Processes that load data; any number gives the same result.
+    pictures: int = 8  # How many images get a picture at most.
 
 
 def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> dict:
@@ -788,27 +774,17 @@ class VideoConfig(Config):
 
     benchmark: Literal["davis2016", "davis2017"] | None = None
     """davis2016: all objects are one, and the sequences those of its list. By default as the files are."""
-    output_dir: Path = Path("runs/video")
-    split: str = "val"
-    """Which list of sequences (train, val, test-dev)."""
-    export: Path | None = None
-    """A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them."""
-    seed: int = 0
-    """Of --model random."""
-    stride: int = 8
-    """The level of the features."""
-    size: int | None = None
-    """Resizes the frames to this shorter side (480; MovingShapes: as they are)."""
-    standardise: bool = False
-    """Gives the channels mean 0 and standard deviation 1 over the first frame (DINO's come from a layer norm)."""
-    context: int = 7
-    """How many last frames give labels, besides the first (DINO)."""
-    radius: int = 12
-    """No label comes from farther than this many cells of the features (DINO)."""
-    topk: int = 5
-    """How many most similar cells give their label (DINO)."""
-    temperature: float = 0.1
-    """Their weight is exp(cosine / temperature) (DINO)."""
+    output_dir: Path = Path("runs/video")  # Where numbers and pictures go.
+    split: str = "val"  # Which list of sequences (train, val, test-dev).
+    export: Path | None = None  # A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them.
+    seed: int = 0  # Of --model random.
+    stride: int = 8  # The level of the features.
+    size: int | None = None  # Resizes the frames to this shorter side (480; MovingShapes: as they are).
+    standardise: bool = False  # Gives the channels mean 0 and standard deviation 1 over the first frame.
+    context: int = 7  # How many last frames give labels, besides the first (DINO).
+    radius: int = 12  # No label comes from farther than this many cells of the features (DINO).
+    topk: int = 5  # How many most similar cells give their label (DINO).
+    temperature: float = 0.1  # Their weight is exp(cosine / temperature) (DINO).
 
 
 def shapes_videos() -> Iterator[ObjectVideo]:
@@ -986,11 +962,9 @@ PAPER = {
 class Table1Config(Config):
     """Flow, segmentation and video of one model, beside the paper's Table 1."""
 
-    output_dir: Path = Path("runs/table1")
-    steps: int | None = None
-    """Of each training of segmentation, for a quick look; by default those of `segmentation`."""
-    workers: int = 0
-    """Processes that load data for the training of segmentation."""
+    output_dir: Path = Path("runs/table1")  # A folder in it for each part.
+    steps: int | None = None  # Of each training of segmentation, for a quick look.
+    workers: int = 0  # Processes that load data for the training of segmentation.
 
 
 def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
