@@ -123,7 +123,7 @@ def test_the_images_of_a_tree_are_sorted_and_rgb(tmp_path):
     assert names == ["a/transparent.png", "a/x.jpeg", "b/2.png", "b/10.png", "top.PNG"]
     assert all(image.shape[0] == 3 and image.dtype == torch.uint8 for image in images)
     assert images[0][:, 0, 0].tolist() == [1, 2, 3]
-    assert (images.file_count, images.name(2)) == (5, str(tmp_path / "b/2.png"))
+    assert images.file_count == 5
 
 
 @settings(max_examples=50, deadline=None)

@@ -509,7 +509,7 @@ def test_imagenet_is_found_in_the_layouts_of_its_archives(layout, tmp_path):
     images = ImageNet(root)
     assert [str(Path(path).relative_to(root / layout)) for path, _ in images.samples] == PHOTOS
     assert all(image.dtype == torch.uint8 and image.shape == (3, 20, 30) for image in images)
-    assert (images.file_count, images.name(2)) == (3, images.samples[2][0])
+    assert images.file_count == 3
 
 
 @pytest.mark.parametrize("tiny", ["TinyImageNet", "A-tiny-imagenet-200"])
