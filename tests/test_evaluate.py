@@ -734,6 +734,14 @@ def test_scores_have_the_size_of_the_image_and_lie_where_they_do_in_the_padded_i
     torch.testing.assert_close(segmenter(image), whole[..., :h, :w])
 
 
+def test_the_head_starts_alike_whatever_was_drawn_before(pwc):
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(Segmenter(pwc, 5).classifiers[0].weight)
+    assert torch.equal(*weights)
+
+
 def test_frozen_features_stay_as_they_are_and_fine_tuned_ones_learn():
     images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
     for finetune in (False, True):
@@ -832,6 +840,7 @@ def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvi
     run_segmentation(replace(parts, workers=1))
     one, other = (trained(config.output_dir)["model"] for config in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    assert one["norms.0.num_batches_tracked"] == 102  # in train mode
     kinds = {"norms", "classifiers"} | ({"encoder"} if finetune else set())  # what does not learn is not stored
     assert {name.split(".")[0] for name in one} == kinds
     steps = [json.loads(line)["step"] for line in (parts.output_dir / "metrics.jsonl").read_text().splitlines()]
