@@ -41,10 +41,8 @@ from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mi
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
-Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
-"""A batch of two frames, or of two views."""
-Batch = tuple[Pair | None, Pair | None]
-"""Video pairs, and views of images; None for a task that does not learn in a step."""
+Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]  # a batch of two frames, or of two views
+Batch = tuple[Pair | None, Pair | None]  # video pairs, views of images; None for a task that does not learn in a step
 
 
 @dataclass(frozen=True)
@@ -229,9 +227,6 @@ def learning_rate_factor(config: Config, epoch: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-# ------------------------------------------------------------------------------------------------------ data and model
-
-
 class Source(NamedTuple):
     """What a task learns from: `kind` is "frames" or "images", `batch` counts the items of a step in all processes."""
 
@@ -256,14 +251,13 @@ def batches(config: Config, source: Source, start: int, device: torch.device) ->
 
 
 def as_floats(*images: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 h w"], ...]:
-    """Images in [0, 1], for MovingShapes, whose pairs vary enough without augmentation."""
+    """Images in [0, 1]: the pairs of MovingShapes vary enough without augmentation."""
     return tuple(image.float() / 255 for image in images)
 
 
 def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     """The video pairs, and the images in two views; None for a task that no step learns."""
-    videos = images = None
-    transform, note = None, ""
+    videos, images, transform, note = None, None, None, ""
     if config.task != "vicreg":
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
@@ -303,8 +297,7 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
 
 
 class Run(NamedTuple):
-    """What a run consists of. `state` is its checkpoint: the `step` to continue from, the `best` validation error, the
-    state of its `faults`."""
+    """A run. `state` is its checkpoint: the `step` to continue from, the `best` validation error, its `faults`."""
 
     config: Config
     plan: Plan
@@ -360,10 +353,9 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     """The model in DDP, which waits for every gradient that may come, and compiled if wanted."""
     module: nn.Module = model
     if dist.is_initialized():
-        ids = [device.index] if device.type == "cuda" else None
-        unused = config.strategy.startswith("alternate")
+        ids, alternates = [device.index] if device.type == "cuda" else None, config.strategy.startswith("alternate")
         # Gradients as views of the buckets: otherwise they are there twice.
-        module = DistributedDataParallel(model, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)
+        module = DistributedDataParallel(model, ids, find_unused_parameters=alternates, gradient_as_bucket_view=True)
     return torch.compile(module) if config.compile else module
 
 
