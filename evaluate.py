@@ -781,10 +781,9 @@ class VideoConfig(Config):
     stride: int = 8  # The level of the features.
     size: int | None = None  # Resizes the frames to this shorter side (480; MovingShapes: as they are).
     standardise: bool = False  # Gives the channels mean 0 and standard deviation 1 over the first frame.
-    context: int = 7  # How many last frames give labels, besides the first (DINO).
-    radius: int = 12  # No label comes from farther than this many cells of the features (DINO).
-    topk: int = 5  # How many most similar cells give their label (DINO).
-    temperature: float = 0.1  # Their weight is exp(cosine / temperature) (DINO).
+    propagation: tuple[int, int, int, float] = (7, 12, 5, 0.1)
+    """How many last frames give labels besides the first, from how many cells around, the number of most similar cells,
+    and the temperature: their weight is exp(cosine / temperature) (DINO)."""
 
 
 def shapes_videos() -> Iterator[ObjectVideo]:
@@ -809,7 +808,8 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
     (h, w), numbers = first.shape, torch.tensor([0, *video.objects], dtype=torch.uint8)
     factor = 1.0 if config.size is None else config.size / min(h, w)
     cells = [max(round(length * factor / config.stride), 1) for length in (h, w)]
-    memory: deque = deque(maxlen=config.context)
+    frames, *options = config.propagation
+    memory: deque = deque(maxlen=frames)
     for index in range(video.length):
         frame = video.frames(index)[None].float() / 255
         size = [cell * config.stride for cell in cells]
@@ -827,9 +827,9 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
             yield torch.where(one_hot[0] > 0, 0, first).to(torch.uint8)
             continue
         context, labels = (torch.stack(x) for x in zip(beginning, *memory, strict=True))
-        soft = propagate_labels(now, context, labels, config.radius, config.topk, config.temperature)
+        soft = propagate_labels(now, context, labels, *options)
         if not soft.isfinite().all():
-            raise ValueError(f"{video.name}: the features are not finite (or --temperature is too small)")
+            raise ValueError(f"{video.name}: the features are not finite (or the temperature is too small)")
         memory.append((now, soft))
         soft = F.interpolate(soft[None].cpu(), (h, w), mode="bilinear")[0]
         least, most = soft.amin(dim=(1, 2), keepdim=True), soft.amax(dim=(1, 2), keepdim=True)
@@ -841,8 +841,9 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks and pictures."""
     if config.data_root is None and config.benchmark:
         raise ValueError("--benchmark needs --data-root: give that too")
-    if min(config.stride, config.topk) < 1 or not config.temperature > 0 or min(config.context, config.radius) < 0:
-        raise ValueError("--stride, --topk and --temperature must be positive, --context and --radius at least 0")
+    frames, radius, topk, temperature = config.propagation
+    if min(config.stride, topk) < 1 or not temperature > 0 or min(frames, radius) < 0:
+        raise ValueError("--stride and --propagation must be positive; frames and cells around may be 0")
     source, notes, count = f"MovingShapes, {SHAPES_SIZE} px, unseen seed", [], SHAPES_VIDEOS
     videos = islice(shapes_videos(), count)
     if config.data_root is not None:

@@ -487,7 +487,7 @@ def train(config: Config) -> None:
                 log.advance(0, f"loss {line['total']:.3f}")
             epoch_ends = done % plan.per_epoch == 0 or done == plan.last
             stop = [name for kind, name in reports if kind == "signal"]
-            error = validate(run, log, done, epoch) if main and epoch_ends and run.videos else math.inf
+            error = validate(run, log, done, epoch) if main and epoch_ends and flow_steps else math.inf
             improved, best = error < best, min(error, best)
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)

@@ -287,7 +287,7 @@ class FlowPair(NamedTuple):
     group: str
     image_1: Float[Tensor, "1 3 h w"]
     image_2: Float[Tensor, "1 3 h w"]
-    flow: Float[Tensor, "1 2 h w"]
+    flow: Float[Tensor, "1 2 h w"] | None  # None in a split whose true flow is secret
     regions: dict[str, Bool[Tensor, "1 1 h w"]]
 
 

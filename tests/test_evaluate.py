@@ -974,7 +974,7 @@ def propagated(monkeypatch):
 @pytest.mark.parametrize("context", [0, 7])
 def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers(context):
     video = helpers.moving_video([8, 0, -8, 16], objects=7)
-    config = VideoConfig("colour", topk=1, context=context)
+    config = VideoConfig("colour", propagation=(context, 12, 1, 0.1))
     for index, mask in enumerate(follow_objects(video, feature_method("colour", 8), config)):
         # Labels are those of cells, enlarged bilinearly: they differ at the rims only.
         assert (mask == video.masks(index)).float().mean() > 0.95
@@ -985,7 +985,11 @@ def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers
 
 def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propagated):
     video = helpers.moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
-    list(follow_objects(video, lambda image: image[0, :, ::8, ::8] * 255, VideoConfig("colour", context=3)))
+    list(
+        follow_objects(
+            video, lambda image: image[0, :, ::8, ::8] * 255, VideoConfig("colour", propagation=(3, 12, 5, 0.1))
+        )
+    )
     frames = [[round(x) for x in context[:, 0, 0, 0].tolist()] for _, context, *_ in propagated]
     assert frames == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]
 
@@ -993,7 +997,7 @@ def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propaga
 def test_soft_labels_are_carried_on_and_the_options_of_propagation_arrive(monkeypatch):
     seen, soft = [], torch.rand(3, 8, 12).softmax(dim=0)
     monkeypatch.setattr(evaluate, "propagate_labels", lambda now, known, *others: seen.append(others) or soft)
-    config = VideoConfig("colour", radius=3, topk=2, temperature=0.5)
+    config = VideoConfig("colour", propagation=(7, 3, 2, 0.5))
     list(follow_objects(helpers.moving_video([0, 0]), feature_method("colour", 8), config))
     assert [options for _, *options in seen] == [[3, 2, 0.5]] * 2
     torch.testing.assert_close(seen[1][0][1], soft)
@@ -1067,7 +1071,7 @@ def measured_by_hand(home, export, name, void=True):
     return numbers
 
 
-SMALL = {"stride": 4, "size": 48, "radius": 4}
+SMALL = {"stride": 4, "size": 48, "propagation": (7, 4, 5, 0.1)}
 
 
 @pytest.fixture(scope="module")
@@ -1075,7 +1079,8 @@ def davis(tmp_path_factory):
     """Three sequences, measured by colour: their folder, the exported masks, video.json, and the screen."""
     root = tmp_path_factory.mktemp("video")
     helpers.write_three_sequences(root / "data" / "DAVIS")
-    options = ("--stride", 4, "--size", 48, "--radius", 4, "--export", root / "masks", "--output-dir", root / "out")
+    options = ("--stride", 4, "--size", 48, "--propagation", 7, 4, 5, 0.1)
+    options += ("--export", root / "masks", "--output-dir", root / "out")
     code, screen, err = in_subprocess("video", "--model", "colour", "--data-root", root / "data", *options)
     assert code == 0 and err == ""
     return root / "data" / "DAVIS", root / "masks", json.loads((root / "out/video.json").read_text()), screen
@@ -1355,10 +1360,9 @@ MISTAKES = {
     "video --data-root {root}/empty": "no DAVIS in it",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --stride 0": "--stride",
-    "video --topk 0": "--topk",
-    "video --temperature nan": "--temperature",
-    "video --context -1": "--context",
-    "video --radius -1": "--radius",
+    "video --propagation 7 12 0 0.1": "--propagation",
+    "video --propagation 7 12 5 nan": "--propagation",
+    "video --propagation -1 12 5 0.1": "--propagation",
     "video --model no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis; video: colour)",
     "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
     "table1 --data-root {root}/nowhere": "nowhere: no such folder",

@@ -13,37 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
+import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    FLOW_SETS,
-    FLOW_WRITERS,
-    LABEL_IMAGES,
-    LABEL_NUMBERS,
-    bands,
-    block,
-    cut_short,
-    expand,
-    label_places,
-    raises_one_line,
-    random_flow,
-    random_ids,
-    seeds,
-    write_benchmark,
-    write_davis,
-    write_davis_lists,
-    write_flow_file,
-    write_frames,
-    write_ids,
-    write_image,
-    write_images,
-    write_label_set,
-    write_mac_leftovers,
-    write_sequence,
-    write_testing_split,
-)
-from hypothesis import assume, given, settings
+from helpers import expand, raises_one_line, random_ids, seeds, write_benchmark, write_ids, write_image, write_images
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import TensorDataset
@@ -86,7 +61,6 @@ def ends(flow):
 sizes = st.tuples(st.integers(33, 100), st.integers(33, 100))
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=seeds, size=sizes, frames=st.integers(1, 4))
 def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
     item = MovingShapes(length=1, size=size, frames=frames, seed=seed)[0]
@@ -170,7 +144,6 @@ def test_visible_pixels_meet_their_own_instance_hidden_ones_another_and_those_th
     assert np.concatenate(agree).mean() > 0.99 and np.concatenate(differ).mean() > 0.95
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=seeds, index=st.integers(0, 9_999), size=sizes)
 def test_an_item_depends_on_seed_and_index_alone(seed, index, size):
     first = MovingShapes(seed=seed, size=size)[index]
@@ -316,7 +289,7 @@ def test_each_video_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_
     own = write_video_set(name, tmp_path / "root" / name)
     assert [other for other in VIDEO_SETS if find_video_set(other, own.parent)] == [name]
     write_images(own, expand(BESIDE[name]))
-    write_mac_leftovers(tmp_path / "root")
+    helpers.write_mac_leftovers(tmp_path / "root")
     for root in (own, own.parent):
         found = find_video_set(name, root)
         assert found.path == own and found.notes == [] and clips_of(found) == sorted(map(expand, CLIPS[name]))
@@ -343,7 +316,6 @@ def test_a_video_set_in_several_folders_is_an_error_that_names_them(tmp_path):
         find_video_set("chairs", tmp_path)
 
 
-@settings(max_examples=30, deadline=None)
 @given(numbers=st.sets(st.integers(0, 25), min_size=2), digits=st.sampled_from((1, 4)))
 def test_clips_are_runs_of_numbers_without_a_gap_and_a_note_names_the_files_around_each_gap(numbers, digits):
     names = {number: f"{number:0{digits}d}.png" for number in numbers}
@@ -397,7 +369,6 @@ def drawn(mix, count, seed=0):
 contents = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
 @given(content=contents, seed=seeds)
 def test_a_pass_repeats_each_set_at_an_even_rate_and_wholly_before_any_of_it_comes_again(content, seed):
     mix = mix_of(*content)
@@ -436,10 +407,10 @@ def data_root(tmp_path):
     """Sintel (clean: 5 frames in two scenes, final: 3), FlyingChairs, smaller than the crop, 2 classes of ImageNet."""
     root = tmp_path / "data"
     for scene, count in (("clean/alley_1", 3), ("clean/market_5", 2), ("final/alley_1", 3)):
-        write_frames(root / "Sintel/training" / scene, count, name="frame_{:04d}.png", first=1)
-    write_frames(root / "FlyingChairs_release/data", 2, (48, 60), name="00001_img{}.png", first=1)
+        helpers.write_frames(root / "Sintel/training" / scene, count, name="frame_{:04d}.png", first=1)
+    helpers.write_frames(root / "FlyingChairs_release/data", 2, (48, 60), name="00001_img{}.png", first=1)
     for name in ("n01440764", "n01443537"):
-        write_frames(root / "ImageNet/train" / name, 3)
+        helpers.write_frames(root / "ImageNet/train" / name, 3)
     return root
 
 
@@ -505,7 +476,7 @@ def test_imagenet_is_found_in_the_layouts_of_its_archives(layout, tmp_path):
     write_images(root / layout, ["Sintel/training/clean/alley_1/frame_0001.png"])
     if "train" in layout:
         write_images(root / layout.replace("train", "val"), ["n01440764/ILSVRC2012_val_00000293.JPEG"])
-    write_mac_leftovers(root)
+    helpers.write_mac_leftovers(root)
     images = ImageNet(root)
     assert [str(Path(path).relative_to(root / layout)) for path, _ in images.samples] == PHOTOS
     assert all(image.dtype == torch.uint8 and image.shape == (3, 20, 30) for image in images)
@@ -521,7 +492,7 @@ def test_tiny_imagenet_and_folders_without_classes_are_not_imagenet(tiny, tmp_pa
 
 
 def test_an_empty_class_and_a_damaged_image_of_imagenet_are_named(tmp_path):
-    cut_short(write_images(tmp_path / "ImageNet/train", PHOTOS))
+    helpers.cut_short(write_images(tmp_path / "ImageNet/train", PHOTOS))
     with raises_one_line(ValueError, tmp_path / "ImageNet/train" / PHOTOS[2], "not a readable image"):
         ImageNet(tmp_path)[2]
     (tmp_path / "ImageNet/train/n09999999").mkdir()
@@ -549,15 +520,14 @@ READ_BY_TORCHVISION = {
 }
 
 
-@pytest.mark.parametrize("ending", FLOW_WRITERS)
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("ending", helpers.FLOW_WRITERS)
 @given(array=arrays, order=st.sampled_from("<>"), special=st.sampled_from((3.0, 1.67e9, np.nan, np.inf)))
 def test_flow_files_are_read_as_by_torchvision_and_unknown_flow_is_not_valid(ending, array, order, special):
-    flow, known = random_flow(*array), np.random.default_rng(array[0]).random(array[1]) < 0.6
+    flow, known = helpers.random_flow(*array), np.random.default_rng(array[0]).random(array[1]) < 0.6
     flow[0, 0, 0], known[0, 0] = special if ending == ".flo" else 3.0, True
     with TemporaryDirectory() as folder:
         path = Path(folder, f"a{ending}")
-        FLOW_WRITERS[ending](path, flow, *{".flo": (), ".pfm": (order,), ".png": (known,)}[ending])
+        helpers.FLOW_WRITERS[ending](path, flow, *{".flo": (), ".pfm": (order,), ".png": (known,)}[ending])
         expected = known if ending == ".png" else (np.abs(flow) <= 1e9).all(axis=2)
         assume(expected.any())
         ours, valid = read(path)
@@ -571,7 +541,7 @@ def test_flow_files_are_read_as_by_torchvision_and_unknown_flow_is_not_valid(end
 
 
 def test_a_written_flow_is_read_back_exactly_or_to_a_128th_of_a_pixel_and_is_clipped_at_512(tmp_path):
-    flow = torch.from_numpy(random_flow(0).transpose(2, 0, 1))[None]
+    flow = torch.from_numpy(helpers.random_flow(0).transpose(2, 0, 1))[None]
     for name, error in (("a.flo", 0), ("a.png", 1 / 128)):
         write_flow(tmp_path / name, flow)
         assert (read_flow(tmp_path / name)[0] - flow).abs().max() <= error
@@ -607,7 +577,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_flow_file_is_named_without_a_large_allocation(name, tmp_path):
-    path = write_flow_file(tmp_path / name, random_flow(0))
+    path = helpers.write_flow_file(tmp_path / name, helpers.random_flow(0))
     read_flow(path)  # good until here
     path.write_bytes(DAMAGE[name](path.read_bytes()))
     tracemalloc.start()
@@ -619,13 +589,12 @@ def test_a_damaged_flow_file_is_named_without_a_large_allocation(name, tmp_path)
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("ending", FLOW_WRITERS)
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("ending", helpers.FLOW_WRITERS)
 @given(seed=seeds)
 def test_random_damage_to_a_flow_file_gives_an_array_or_an_error_that_names_it(ending, seed):
     dice = random.Random(seed)
     with TemporaryDirectory() as folder:
-        path = FLOW_WRITERS[ending](Path(folder, f"a{ending}"), random_flow(0))
+        path = helpers.FLOW_WRITERS[ending](Path(folder, f"a{ending}"), helpers.random_flow(0))
         content = bytearray(path.read_bytes())
         for _ in range(dice.randint(1, 4)):
             place = dice.randrange(dice.choice((40, len(content))))  # half of them in the header
@@ -650,10 +619,10 @@ FOLDERS |= {"chairs": "FlyingChairs", "things": "FlyingThings3D", "hd1k": "hd1k"
 def disk(tmp_path_factory):
     """All benchmarks side by side, only to be read: the folder, and what was written."""
     root = tmp_path_factory.mktemp("disk")
-    return root, {name: write_benchmark(root / FOLDERS[name], name) for name in FLOW_SETS}
+    return root, {name: write_benchmark(root / FOLDERS[name], name) for name in helpers.FLOW_SETS}
 
 
-@pytest.mark.parametrize("name", FLOW_SETS)
+@pytest.mark.parametrize("name", helpers.FLOW_SETS)
 def test_the_pairs_of_a_benchmark_and_their_regions_are_those_that_were_written(name, disk, tmp_path):
     root, written = disk
     found, files, notes = find_benchmark(root, name)
@@ -670,7 +639,7 @@ def test_the_pairs_of_a_benchmark_and_their_regions_are_those_that_were_written(
         error = np.abs(pair.flow[0].permute(1, 2, 0).numpy() - expected.truth)[expected.regions["all"]]
         assert error.max() <= (1 / 128 if "kitti" in name or name == "hd1k" else 0)
     alone = write_benchmark(tmp_path / "alone" / name, name)
-    write_mac_leftovers(tmp_path)
+    helpers.write_mac_leftovers(tmp_path)
     for place in (tmp_path / "alone", tmp_path / "alone" / name):  # which needs no name, and is no other
         assert find_benchmark(place)[0] == name and len(find_benchmark(place)[1]) == len(alone)
     for other in FLOW_BENCHMARKS.keys() - {name}:
@@ -704,7 +673,7 @@ def test_the_pairs_of_a_benchmark_and_their_flow_are_those_of_torchvision(name, 
 
 @pytest.mark.parametrize("name", ["sintel", "kitti2012", "kitti2015"])
 def test_the_pairs_of_a_split_with_secret_flow_have_the_names_of_a_submission(name, tmp_path):
-    written = write_testing_split(tmp_path / FOLDERS[name], name)
+    written = helpers.write_testing_split(tmp_path / FOLDERS[name], name)
     write_benchmark(tmp_path / FOLDERS[name], name)
     _, pairs, _ = find_benchmark(tmp_path, None, "testing")
     assert [submission_name(name, pair) for pair in pairs] == list(written)
@@ -720,7 +689,7 @@ def test_the_pairs_of_a_split_with_secret_flow_have_the_names_of_a_submission(na
 
 
 def test_several_benchmarks_without_a_name_or_none_at_all_are_reported_with_what_was_expected(disk, tmp_path):
-    with raises_one_line(ValueError, disk[0], "--benchmark", *FLOW_SETS):
+    with raises_one_line(ValueError, disk[0], "--benchmark", *helpers.FLOW_SETS):
         find_benchmark(disk[0])
     with raises_one_line(MissingSet, tmp_path, "no true flow", "flow_occ", "frames_cleanpass"):
         find_benchmark(tmp_path)
@@ -728,7 +697,7 @@ def test_several_benchmarks_without_a_name_or_none_at_all_are_reported_with_what
         find_benchmark(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", FLOW_SETS)
+@pytest.mark.parametrize("name", helpers.FLOW_SETS)
 def test_a_missing_frame_is_named_and_pairs_without_both_are_left_out_with_a_note(name, tmp_path):
     write_benchmark(tmp_path, name)
     first, *others = find_benchmark(tmp_path, name)[1]
@@ -759,7 +728,7 @@ def test_pairs_of_ones_own_need_three_names_only(tmp_path):
     for name, kind in (("a", "png"), ("b", "flo")):
         for which in (1, 2):
             write_image(tmp_path / f"{name}_img{which}.jpg", (5, 7))
-        write_flow_file(tmp_path / f"{name}_flow.{kind}", random_flow(0))
+        helpers.write_flow_file(tmp_path / f"{name}_flow.{kind}", helpers.random_flow(0))
     names = [(pair.name, pair.image_2.name) for pair in find_benchmark(tmp_path)[1]]
     assert names == [("b", "b_img2.jpg"), ("a", "a_img2.jpg")]
 
@@ -779,7 +748,7 @@ def test_pairs_of_ones_own_need_three_names_only(tmp_path):
 def test_a_file_of_another_size_is_named_with_both_sizes(name, place, words, tmp_path):
     write_benchmark(tmp_path, name)
     if "flow" in place.split("/")[1]:
-        write_flow_file(tmp_path / place, bands(((1, 2),), 40, 80))
+        helpers.write_flow_file(tmp_path / place, helpers.bands(((1, 2),), 40, 80))
     else:
         write_image(tmp_path / place, (40, 80))
     with raises_one_line(ValueError, tmp_path / place, words):
@@ -813,14 +782,14 @@ def names_of(labelled):
 
 @pytest.mark.parametrize("name", LABEL_SETS)
 def test_each_label_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_other(tmp_path, name):
-    own = write_label_set(tmp_path / "root" / name, name)
-    write_mac_leftovers(tmp_path / "root")
-    for split, images in LABEL_IMAGES[name].items():
+    own = helpers.write_label_set(tmp_path / "root" / name, name)
+    helpers.write_mac_leftovers(tmp_path / "root")
+    for split, images in helpers.LABEL_IMAGES[name].items():
         for asked, root in product((None, name), (own, own.parent)):
             found, labelled = find_labels(root, asked, split)
             assert found == name and sorted(names_of(labelled)) == images
             assert [tuple(str(p.relative_to(own)) for p in pair) for pair in labelled.files] == [
-                label_places(name, split, image) for image in names_of(labelled)
+                helpers.label_places(name, split, image) for image in names_of(labelled)
             ]
         for (image, labels), (image_path, labels_path) in zip(labelled, labelled.files, strict=True):
             assert torch.equal(image, load_image(image_path))
@@ -837,7 +806,7 @@ def test_each_label_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_
 def test_the_layout_in_the_message_is_the_one_that_is_found(tmp_path, name):
     image, labels, *lists = (tmp_path / path for path in LABEL_SETS[name].layout.split(", "))
     write_image(image)
-    write_ids(labels, random_ids(0, LABEL_NUMBERS[name]), "L")
+    write_ids(labels, random_ids(0, helpers.LABEL_NUMBERS[name]), "L")
     for path in lists:
         path.parent.mkdir(parents=True)
         path.write_text(image.stem)
@@ -864,9 +833,9 @@ def test_classes_have_the_names_numbers_and_colours_of_their_authors():
 
 @pytest.mark.parametrize("name, beyond", [("voc", 21), ("cityscapes", 34), ("ade20k", 151), ("camvid", 12)])
 def test_a_number_beyond_the_classes_and_colours_of_another_set_are_errors_and_255_is_void(tmp_path, name, beyond):
-    write_label_set(tmp_path, name)
+    helpers.write_label_set(tmp_path, name)
     validation = find_labels(tmp_path, name, "val")[1]
-    path, ids = validation.files[0][1], random_ids(1, LABEL_NUMBERS[name])
+    path, ids = validation.files[0][1], random_ids(1, helpers.LABEL_NUMBERS[name])
     ids[0, 0] = 255
     write_ids(path, ids, "L")
     assert validation[0][1][0, 0] == VOID
@@ -886,20 +855,20 @@ def test_several_label_sets_without_a_name_none_and_a_missing_part_are_reported(
     layouts = [each.layout for each in LABEL_SETS.values()]
     with raises_one_line(MissingSet, tmp_path, "no val part of a data set", *layouts):
         find_labels(tmp_path, None, "val")
-    write_label_set(tmp_path / "camvid", "camvid", {"val": LABEL_IMAGES["camvid"]["val"]})
+    helpers.write_label_set(tmp_path / "camvid", "camvid", {"val": helpers.LABEL_IMAGES["camvid"]["val"]})
     write_image(tmp_path / "camvid/train/a.png")  # images alone
     with raises_one_line(MissingSet, tmp_path, "no train part"):
         find_labels(tmp_path, None, "train")
     for name in LABEL_SETS:
-        write_label_set(tmp_path / name, name)
+        helpers.write_label_set(tmp_path / name, name)
     with raises_one_line(ValueError, tmp_path, *LABEL_SETS, "choose one with --benchmark"):
         find_labels(tmp_path, None, "train")
 
 
 @pytest.mark.parametrize("name, which", [("voc", 0), *((name, 1) for name in LABEL_SETS)])
 def test_a_listed_image_or_labels_that_are_missing_are_named_at_once(tmp_path, name, which):
-    write_label_set(tmp_path, name)
-    path = tmp_path / label_places(name, "train", LABEL_IMAGES[name]["train"][1])[which]
+    helpers.write_label_set(tmp_path, name)
+    path = tmp_path / helpers.label_places(name, "train", helpers.LABEL_IMAGES[name]["train"][1])[which]
     path.unlink()
     with raises_one_line(FileNotFoundError, path, "missing"):
         find_labels(tmp_path, name, "train")
@@ -907,13 +876,13 @@ def test_a_listed_image_or_labels_that_are_missing_are_named_at_once(tmp_path, n
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_voc_and_cityscapes_are_read_as_by_torchvision(tmp_path, split):
-    write_label_set(tmp_path / "VOCdevkit" / "VOC2012", "voc")
-    write_label_set(tmp_path / "VOCdevkit" / "VOC2007", "voc")  # another year is left alone
+    helpers.write_label_set(tmp_path / "VOCdevkit" / "VOC2012", "voc")
+    helpers.write_label_set(tmp_path / "VOCdevkit" / "VOC2007", "voc")  # another year is left alone
     ours = find_labels(tmp_path, "voc", split)[1]
     for (image, labels), theirs in zip(ours, datasets.VOCSegmentation(tmp_path, "2012", split), strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0), np.array(theirs[0]))
         np.testing.assert_array_equal(labels, np.array(theirs[1]))
-    write_label_set(tmp_path, "cityscapes")
+    helpers.write_label_set(tmp_path, "cityscapes")
     ours = find_labels(tmp_path, "cityscapes", split)[1]
     theirs = datasets.Cityscapes(tmp_path, split, "fine", "semantic")
     assert sorted(theirs.images) == [str(path) for path, _ in ours.files]
@@ -924,13 +893,12 @@ def test_voc_and_cityscapes_are_read_as_by_torchvision(tmp_path, split):
 
 
 @given(seed=seeds)
-@settings(max_examples=15, deadline=None)
 def test_voc_trains_on_the_augmented_set_but_never_on_an_image_of_val(seed):
     dice = random.Random(seed)
     names = [f"2007_{i:06d}" for i in range(8)]
     train, val = (sorted(dice.sample(part, dice.randint(1, 4))) for part in (names[:4], names[4:]))
     with TemporaryDirectory() as folder:
-        voc = write_label_set(Path(folder) / "VOC2012", "voc", {"train": train, "val": val})
+        voc = helpers.write_label_set(Path(folder) / "VOC2012", "voc", {"train": train, "val": val})
         assert find_labels(voc, None, "val")[1].notes == []
         more = dice.sample(names, dice.randint(1, 8))
         for name in more:
@@ -945,7 +913,7 @@ def test_voc_trains_on_the_augmented_set_but_never_on_an_image_of_val(seed):
 
 
 def test_a_missing_list_of_voc_is_named(tmp_path):
-    voc = write_label_set(tmp_path / "VOC2012", "voc")
+    voc = helpers.write_label_set(tmp_path / "VOC2012", "voc")
     write_ids(voc / "SegmentationClassAug/2008_000001.png", random_ids(0, [0]))
     path = voc / "ImageSets/Segmentation/val.txt"
     path.unlink()
@@ -955,7 +923,7 @@ def test_a_missing_list_of_voc_is_named(tmp_path):
 
 
 def test_cityscapes_takes_the_files_of_classes_where_they_are_there(tmp_path):
-    write_label_set(tmp_path, "cityscapes")
+    helpers.write_label_set(tmp_path, "cityscapes")
     (_, by_id), (image, ids) = find_labels(tmp_path, None, "val")[1][0], find_labels(tmp_path, None, "val")[1].files[0]
     classes = ids.with_name(ids.name.replace("_labelIds", "_labelTrainIds"))
     write_ids(classes, classes_of("cityscapes", np.array(Image.open(ids))), "L")
@@ -980,7 +948,6 @@ def bright_and_dark(seed, h, w):
     return image, torch.from_numpy(np.where(light, 18, 3))
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=seeds, h=st.integers(1, 50), w=st.integers(1, 50), crop=st.integers(1, 40), size=st.integers(4, 40))
 def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torchs_seed(seed, h, w, crop, size):
     image, labels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8), torch.randint(0, 2, (h, w)) * 18 + 2
@@ -997,7 +964,6 @@ def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torc
     assert torch.equal(image, copies[0]) and torch.equal(labels, copies[1])
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=seeds, h=st.sampled_from([24, 32, 56]), w=st.sampled_from([24, 40, 64]), crop=st.integers(16, 64))
 def test_labels_are_moved_with_the_image(seed, h, w, crop):
     torch.manual_seed(seed)
@@ -1064,11 +1030,11 @@ def davis_names(root, *options):
 
 @pytest.mark.parametrize("files, folder", [(False, "2017"), (True, "480p")])
 def test_davis_2016_and_2017_give_the_sequences_of_their_list_in_its_order_one_folder_deep(tmp_path, files, folder):
-    home = write_davis(tmp_path / "root/DAVIS", ["bear", "dogs-jump", "camel", "swing"])
-    write_davis_lists(home, folder, files, train=["swing", "bear"], val=["dogs-jump", "camel"])
+    home = helpers.write_davis(tmp_path / "root/DAVIS", ["bear", "dogs-jump", "camel", "swing"])
+    helpers.write_davis_lists(home, folder, files, train=["swing", "bear"], val=["dogs-jump", "camel"])
     write_image(tmp_path / "root/VOCdevkit/JPEGImages/1.jpg")  # has folders of these names too
     (tmp_path / "root/VOCdevkit/Annotations").mkdir()
-    write_mac_leftovers(tmp_path / "root")
+    helpers.write_mac_leftovers(tmp_path / "root")
     for root in (home, home.parent):
         videos, notes = find_masked_videos(root)
         assert [video.name for video in videos] == ["dogs-jump", "camel"] and notes == []
@@ -1080,44 +1046,47 @@ def test_davis_2016_and_2017_give_the_sequences_of_their_list_in_its_order_one_f
 
 
 def test_the_year_chooses_the_list_and_2017_is_the_default(tmp_path):
-    write_davis(tmp_path, ["bear", "camel", "dogs-jump", "swing"])
-    write_davis_lists(tmp_path, "480p", True, val=["bear"])
+    helpers.write_davis(tmp_path, ["bear", "camel", "dogs-jump", "swing"])
+    helpers.write_davis_lists(tmp_path, "480p", True, val=["bear"])
     assert davis_names(tmp_path) == davis_names(tmp_path, "val", "2016") == ["bear"]
     with raises_one_line(MissingSet, tmp_path / "ImageSets", "no list val.txt of DAVIS 2017"):
         find_masked_videos(tmp_path, "val", "2017")
-    write_davis_lists(tmp_path, "2016", False, val=["camel"])
-    write_davis_lists(tmp_path, "2017", False, val=["dogs-jump", "camel"], **{"test-dev": ["swing"]})
+    helpers.write_davis_lists(tmp_path, "2016", False, val=["camel"])
+    helpers.write_davis_lists(tmp_path, "2017", False, val=["dogs-jump", "camel"], **{"test-dev": ["swing"]})
     assert davis_names(tmp_path) == davis_names(tmp_path, "val", "2017") == ["dogs-jump", "camel"]
     assert davis_names(tmp_path, "val", "2016") == ["camel"] and davis_names(tmp_path, "test-dev") == ["swing"]
 
 
 def test_without_a_list_all_sequences_are_taken_and_a_note_says_so(tmp_path):
-    home = write_davis(tmp_path / "DAVIS", ["swing", "bear"], "240p")
+    home = helpers.write_davis(tmp_path / "DAVIS", ["swing", "bear"], "240p")
     videos, (note,) = find_masked_videos(tmp_path)
     assert [video.name for video in videos] == ["bear", "swing"] and "all 2 sequences" in note
-    write_davis(home, ["camel"], "480p")  # goes before another resolution
+    helpers.write_davis(home, ["camel"], "480p")  # goes before another resolution
     assert davis_names(tmp_path) == ["camel"]
-    write_davis_lists(home, "2017", False, val=[""])
+    helpers.write_davis_lists(home, "2017", False, val=[""])
     with raises_one_line(FileNotFoundError, home / "ImageSets/2017/val.txt", "no sequence"):
         find_masked_videos(tmp_path)
 
 
 def test_of_several_davis_folders_the_year_picks_one_by_its_lists_or_all_are_named(tmp_path):
-    homes = [write_davis(tmp_path / name, ["bear"]) for name in ("old", "new")]
-    write_davis_lists(homes[0], "480p", True, val=["bear"])
+    homes = [helpers.write_davis(tmp_path / name, ["bear"]) for name in ("old", "new")]
+    helpers.write_davis_lists(homes[0], "480p", True, val=["bear"])
     with raises_one_line(ValueError, *homes, "--data-root"):
         find_masked_videos(tmp_path)
-    write_davis_lists(homes[1], "2017", False, val=["bear", "bear"])
+    helpers.write_davis_lists(homes[1], "2017", False, val=["bear", "bear"])
     for home, year in zip(homes, ("2016", "2017"), strict=True):
         ((video,), _) = find_masked_videos(tmp_path, "val", year)
-        (home / "JPEGImages/480p/bear/00000.jpg").unlink(), write_image(home / "JPEGImages/480p/bear/00000.jpg", seed=9)
+        (
+            (home / "JPEGImages/480p/bear/00000.jpg").unlink(),
+            write_image(home / "JPEGImages/480p/bear/00000.jpg", seed=9),
+        )
         assert torch.equal(video.frames(0), load_image(home / "JPEGImages/480p/bear/00000.jpg"))
 
 
 def test_frames_are_in_natural_order_and_masks_are_those_of_their_names(tmp_path):
     for index in (2, 10, 9, 1):
         write_image(tmp_path / f"JPEGImages/480p/bear/{index}.jpg")
-        write_ids(tmp_path / f"Annotations/480p/bear/{index}.png", block(index))
+        write_ids(tmp_path / f"Annotations/480p/bear/{index}.png", helpers.block(index))
     write_image(tmp_path / "JPEGImages/480p/bear/more/3.jpg")  # in a folder of its own
     ((video,), _) = find_masked_videos(tmp_path)
     assert video.frame_names == ["1", "2", "9", "10"]
@@ -1139,13 +1108,13 @@ BROKEN_SEQUENCES = {
     "no frames in it": lose_frames,
     "the mask of its first frame": lambda frames, masks: lose(masks / "00000.png"),
     "frame missing, its mask is there": lambda frames, masks: lose(frames / "00001.jpg"),
-    "no object in the mask": lambda frames, masks: write_ids(masks / "00000.png", 0 * block()),
+    "no object in the mask": lambda frames, masks: write_ids(masks / "00000.png", 0 * helpers.block()),
     "must have hard edges": lambda frames, masks: write_ids(
         masks / "00000.png", np.arange(192).reshape(12, 16) + 64, "L"
     ),
-    "png: not a readable image": lambda frames, masks: cut_short(masks / "00001.png"),
-    "jpg: not a readable image": lambda frames, masks: cut_short(frames / "00001.jpg"),
-    "a mask of 20x20 px": lambda frames, masks: write_ids(masks / "00001.png", block(1, 20, 20)),
+    "png: not a readable image": lambda frames, masks: helpers.cut_short(masks / "00001.png"),
+    "jpg: not a readable image": lambda frames, masks: helpers.cut_short(frames / "00001.jpg"),
+    "a mask of 20x20 px": lambda frames, masks: write_ids(masks / "00001.png", helpers.block(1, 20, 20)),
     "20x20 px, but the first mask": lambda frames, masks: write_image(frames / "00001.jpg", (20, 20)),
 }
 """What the error says, and what damages the sequence and returns the path that the error must name."""
@@ -1153,7 +1122,7 @@ BROKEN_SEQUENCES = {
 
 @pytest.mark.parametrize("words", BROKEN_SEQUENCES)
 def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(words, tmp_path):
-    write_davis(tmp_path, ["bear"])
+    helpers.write_davis(tmp_path, ["bear"])
     path = BROKEN_SEQUENCES[words](tmp_path / "JPEGImages/480p/bear", tmp_path / "Annotations/480p/bear")
     with raises_one_line((ValueError, FileNotFoundError), path, words):
         ((video,), _) = find_masked_videos(tmp_path)
@@ -1161,7 +1130,7 @@ def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(words, tmp_path)
 
 
 def two_blocks(first, second, void=None):
-    mask = block(first)
+    mask = helpers.block(first)
     mask[9:11, 2:14] = second
     if void is not None:
         mask[:2, 5:] = void
@@ -1169,13 +1138,13 @@ def two_blocks(first, second, void=None):
 
 
 def video_of(home, masks, year=None, mode="P"):
-    write_sequence(home, "bear", masks, mode=mode)
+    helpers.write_sequence(home, "bear", masks, mode=mode)
     return find_masked_videos(home, "val", year)[0][0]
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16"])
 def test_numbers_of_objects_stay_as_they_are_and_void_is_no_object(tmp_path, mode):
-    masks = [two_blocks(3, 1, VOID), two_blocks(1, 3), None, block(7), block(VOID)]
+    masks = [two_blocks(3, 1, VOID), two_blocks(1, 3), None, helpers.block(7), helpers.block(VOID)]
     video = video_of(tmp_path, masks, mode=mode)
     assert (video.name, video.objects, video.length, video.masks(2)) == ("bear", [1, 3], 5, None)
     for index in (0, 1, 3, 4):  # also where a later mask holds void alone
@@ -1185,18 +1154,18 @@ def test_numbers_of_objects_stay_as_they_are_and_void_is_no_object(tmp_path, mod
 @pytest.mark.parametrize("mode", ["L", "P"])
 @pytest.mark.parametrize("year", [None, "2016"])
 def test_a_white_mask_shows_one_object_number_1(tmp_path, year, mode):
-    masks = [block(255), 0 * block(), two_blocks(255, 255)]
+    masks = [helpers.block(255), 0 * helpers.block(), two_blocks(255, 255)]
     video = video_of(tmp_path, masks, year, mode)
     assert video.objects == [1]
     for index, mask in enumerate(masks):
         np.testing.assert_array_equal(video.masks(index), mask > 0)
         assert video.masks(index).dtype == torch.uint8
-    bits = video_of(tmp_path / "bits", [block(1), block(1)], year, "1")
-    assert bits.objects == [1] and np.array_equal(bits.masks(1), block(1))
+    bits = video_of(tmp_path / "bits", [helpers.block(1), helpers.block(1)], year, "1")
+    assert bits.objects == [1] and np.array_equal(bits.masks(1), helpers.block(1))
 
 
 def test_davis_2016_merges_all_objects_but_void(tmp_path):
-    masks = [two_blocks(3, 1, VOID), two_blocks(1, 0), block(9), block(VOID), 0 * block()]
+    masks = [two_blocks(3, 1, VOID), two_blocks(1, 0), helpers.block(9), helpers.block(VOID), 0 * helpers.block()]
     video = video_of(tmp_path, masks, "2016")
     assert video.objects == [1]
     for index, mask in enumerate(masks):
