@@ -404,7 +404,7 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
         try:
             part.load_state_dict(weights)
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
+            reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{path}: its {name} has another configuration ({reason})") from error
     if len(missing) == len([*model.children()]):
         raise ValueError(f"{path}: not a checkpoint of train.py; it has no {', no '.join(missing)}")
@@ -427,6 +427,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         model = MCJEPA(*parts, task=settings["task"])
         model.load_state_dict(checkpoint["model"])
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a model of this version of train.py ({reason})") from error
     return model.eval().to(device)

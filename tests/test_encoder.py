@@ -6,6 +6,7 @@ import math
 import jaxtyping
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -54,6 +55,13 @@ def test_a_pyramid_is_coarsest_first_with_the_channels_and_strides_of_the_encode
     shapes = [(2, c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in zip(*EXPECTED[name], strict=True)]
     assert [tuple(level.shape) for level in levels] == shapes
     assert all(torch.isfinite(level).all() for level in levels)
+
+
+def test_convnext_repeats_the_last_row_and_column_of_an_odd_size():
+    encoder, x = encoder_of("convnext_tiny"), images(1, 65, 97)
+    with torch.no_grad():
+        for level, padded in zip(encoder(x), encoder(F.pad(x, (0, 1, 0, 1), mode="replicate")), strict=True):
+            torch.testing.assert_close(level, padded)
 
 
 @names
