@@ -1,7 +1,7 @@
 """Injects the faults that a run of days meets into a tiny run, and checks that nothing is lost.
 
-    python experiments/faults.py                    # all of them
-    python experiments/faults.py --quick            # a few of each
+    python experiments/faults.py                    # all of them, 10 minutes on two idle cores
+    python experiments/faults.py --quick            # a few of each, 3 minutes
     python experiments/faults.py --only kill fuzz   # those whose names begin with these words
 
 Prints a table: how often each fault was tried and survived. Survived means that the run ended with the weights of an
