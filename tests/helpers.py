@@ -4,6 +4,7 @@ import re
 import signal
 import struct
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -87,13 +88,11 @@ def write_image(path, size=(12, 16), colour=None, seed=0):
 
 def write_images(root, names, size=(8, 12)):
     """An image under each name, an empty file where the name is not that of an image. Returns the last path."""
-    for name in names:
-        path = root / name
+    for path in (root / name for name in names):
         if path.suffix.lower() in (".png", ".ppm", ".jpg", ".jpeg"):
             write_image(path, size, (10, 20, 30))
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.touch()  # beside an image
     return path
 
 
@@ -115,11 +114,6 @@ def write_video(path, frames, codec="MJPG", rate=10.0):
         writer.write(np.ascontiguousarray(frame))
     writer.release()
     return path
-
-
-def grey_frames(count, size=(64, 96)):
-    """Frame i is grey of value 10 + 12 i."""
-    return [np.full((*size, 3), 10 + 12 * i, np.uint8) for i in range(count)]
 
 
 def cut_short(path):
@@ -146,35 +140,24 @@ def random_flow(seed, size=(5, 7)):
     return np.random.default_rng(seed).normal(0, 50, (*size, 2)).astype(np.float32)
 
 
-def write_flo(path, flow):
-    h, w = flow.shape[:2]
-    path.write_bytes(b"PIEH" + struct.pack("<ii", w, h) + flow.astype("<f4").tobytes())
-    return path
+def write_flow_file(path, flow, known=None, order="<"):
+    """True flow (h, w, 2) in the format of the file's ending. Returns the path.
 
-
-def write_pfm(path, flow, order="<"):
-    """As in FlyingThings3D: three channels, rows from the bottom to the top; the scale's sign is the byte order."""
-    h, w = flow.shape[:2]
-    rows = np.concatenate((flow, np.zeros((h, w, 1))), axis=2)[::-1].astype(f"{order}f4")
-    path.write_bytes(f"PF\n{w} {h}\n{-1.0 if order == '<' else 1.0}\n".encode() + rows.tobytes())
-    return path
-
-
-def write_kitti(path, flow, known=None):
-    """KITTI's 16-bit png: red, green and blue are x, y, and whether they are known. Unknown pixels are zeros."""
-    known = np.ones(flow.shape[:2], bool) if known is None else known
-    stored = np.dstack((np.where(known[..., None], flow * 64 + 2**15, 0), known))
-    cv2.imwrite(str(path), np.ascontiguousarray(np.round(stored).astype(np.uint16)[..., ::-1]))
-    return path
-
-
-FLOW_WRITERS = {".flo": write_flo, ".pfm": write_pfm, ".png": write_kitti}
-
-
-def write_flow_file(path, flow, known=None):
-    """True flow (h, w, 2) in the format of the file's ending."""
+    .pfm, as in FlyingThings3D: three channels, rows from the bottom to the top; the scale's sign is the byte order.
+    .png, as in KITTI: red, green and blue are x, y, and whether they are known. Unknown pixels are zeros.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_kitti(path, flow, known) if path.suffix == ".png" else FLOW_WRITERS[path.suffix](path, flow)
+    h, w = flow.shape[:2]
+    if path.suffix == ".flo":
+        path.write_bytes(b"PIEH" + struct.pack("<ii", w, h) + flow.astype("<f4").tobytes())
+    elif path.suffix == ".pfm":
+        rows = np.concatenate((flow, np.zeros((h, w, 1))), axis=2)[::-1].astype(f"{order}f4")
+        path.write_bytes(f"PF\n{w} {h}\n{-1.0 if order == '<' else 1.0}\n".encode() + rows.tobytes())
+    else:
+        known = np.ones((h, w), bool) if known is None else known
+        stored = np.dstack((np.where(known[..., None], flow * 64 + 2**15, 0), known))
+        cv2.imwrite(str(path), np.ascontiguousarray(np.round(stored).astype(np.uint16)[..., ::-1]))
+    return path
 
 
 def write_picture(path, picture):
@@ -197,7 +180,6 @@ def read_submission(path):
     return flow.transpose(1, 2, 0)
 
 
-FLOW_SETS = ("sintel", "kitti2012", "kitti2015", "middlebury", "chairs", "things", "hd1k")
 FAST = ((3, 1), (6, 8), (12, -9), (24, 32), (45, 4))
 """Motions of the bands of an image: less than 10 px, 10, between, 40, and more."""
 SLOW = ((2, 5), (-4, 0), (-1, 2))
@@ -366,13 +348,20 @@ def write_hd1k(root):
     return samples
 
 
+FLOW_SETS = {
+    "sintel": write_sintel,
+    "kitti2012": partial(write_kitti_set, images="colored_0", objects=False),
+    "kitti2015": partial(write_kitti_set, images="image_2", objects=True),
+    "middlebury": write_middlebury,
+    "chairs": write_chairs,
+    "things": write_things,
+    "hd1k": write_hd1k,
+}
+
+
 def write_benchmark(root, name):
     """A tiny flow benchmark in its native layout, in `root`. Returns its pairs, as FlowSamples."""
-    writers = {"sintel": write_sintel, "middlebury": write_middlebury, "chairs": write_chairs}
-    writers |= {"things": write_things, "hd1k": write_hd1k}
-    writers["kitti2012"] = lambda root: write_kitti_set(root, "colored_0", objects=False)
-    writers["kitti2015"] = lambda root: write_kitti_set(root, "image_2", objects=True)
-    return writers[name](root)
+    return FLOW_SETS[name](root)
 
 
 def write_testing_split(root, name):
@@ -399,16 +388,11 @@ def write_testing_split(root, name):
 
 
 def voc_palette():
-    """The colour map of Pascal VOC's development kit, as its loops read: uint8 (256, 3)."""
+    """The colour map of Pascal VOC's development kit: uint8 (256, 3). Bits of the number go to red, green, blue in turn,
+    the lowest to the highest place."""
     colours = np.zeros((256, 3), np.uint8)
-    for number in range(256):
-        rest, (r, g, b) = number, (0, 0, 0)
-        for place in range(7, -1, -1):
-            r |= (rest & 1) << place
-            g |= ((rest & 2) >> 1) << place
-            b |= ((rest & 4) >> 2) << place
-            rest >>= 3
-        colours[number] = r, g, b
+    for number, bit in product(range(256), range(8)):
+        colours[number, bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
     return colours
 
 
@@ -439,40 +423,31 @@ LABEL_IMAGES = {
     "camvid": {"train": ["0001TP_006690", "0001TP_006720"], "val": ["0016E5_07959"]},
 }
 LABEL_PLACES = {
-    "voc": ("JPEGImages/{name}.jpg", "SegmentationClass/{name}.png"),
-    "cityscapes": (
-        "leftImg8bit/{split}/{city}/{name}_leftImg8bit.png",
-        "gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
-    ),
-    "ade20k": ("images/{part}/{name}.jpg", "annotations/{part}/{name}.png"),
-    "camvid": ("{split}/{name}.png", "{split}annot/{name}.png"),
+    "voc": "JPEGImages/{name}.jpg SegmentationClass/{name}.png",
+    "cityscapes": "leftImg8bit/{split}/{city}/{name}_leftImg8bit.png gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
+    "ade20k": "images/{part}/{name}.jpg annotations/{part}/{name}.png",
+    "camvid": "{split}/{name}.png {split}annot/{name}.png",
 }
 
 
-def label_places(set_name, split, image):
+def label_places(set_name, split, name):
     """Where an image and its labels lie in the set's own folder."""
-    part = {"train": "training", "val": "validation"}[split]
-    return tuple(p.format(name=image, split=split, part=part, city=image.split("_")[0]) for p in LABEL_PLACES[set_name])
-
-
-def write_voc_list(root, split, names):
-    path = root / f"ImageSets/Segmentation/{split}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names))
-    return path
+    parts = {"split": split, "part": {"train": "training", "val": "validation"}[split], "city": name.split("_")[0]}
+    return tuple(LABEL_PLACES[set_name].format(name=name, **parts).split())
 
 
 def write_label_set(root, set_name, images=None):
     """A set of labelled images in its native layout, in `root`: all of its numbers occur in each of its labels."""
     for split, names in (images or LABEL_IMAGES[set_name]).items():
-        for image in names:
-            image_path, labels_path = label_places(set_name, split, image)
-            seed = sum(map(ord, image))
-            write_image(root / image_path, seed=seed)
-            mode = "P" if set_name == "voc" else "L"
-            write_ids(root / labels_path, random_ids(seed, LABEL_NUMBERS[set_name]), mode)
+        for name in names:
+            image, labels = (root / place for place in label_places(set_name, split, name))
+            seed = sum(map(ord, name))
+            write_image(image, seed=seed)
+            write_ids(labels, random_ids(seed, LABEL_NUMBERS[set_name]), "P" if set_name == "voc" else "L")
         if set_name == "voc":
-            write_voc_list(root, split, names)
+            lists = root / "ImageSets/Segmentation"
+            lists.mkdir(parents=True, exist_ok=True)
+            (lists / f"{split}.txt").write_text("\n".join(names))
     return root
 
 

@@ -20,6 +20,7 @@ import timing
 import torch
 import torch.nn.functional as F
 from comparisons import Comparison
+from helpers import assert_same_gradients, normal, seeds, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,6 @@ from evaluate import propagate_labels
 from flow import correlation
 from losses import vicreg_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig
-from tests.helpers import assert_same_gradients, normal, seeds, uniform
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import assert_same_gradients, normal
 from torch import nn
 
 from encoder import Expander, PointwiseLinear, build_encoder
-from tests.helpers import assert_same_gradients, normal
 
 EXPECTED = {  # channels and strides, coarsest first (DESIGN.md)
     "convnext_tiny": ((768, 384, 192, 96, 48, 48), (64, 32, 16, 8, 4, 2)),

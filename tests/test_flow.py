@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ import flow as flow_module
 from flow import FlowEstimator, correlation, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import cycle_consistency_loss
 from sources.moving_shapes import MovingShapes
-from tests.helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 
 # The pyramid of the default encoder (DESIGN.md), coarsest first.
 CHANNELS, STRIDES = (768, 384, 192, 96, 48, 48), (64, 32, 16, 8, 4, 2)

@@ -14,11 +14,11 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
 import losses
-from tests.helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(3, 7), st.integers(3, 7))
 orders = pytest.mark.parametrize("order", [1, 2])

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from helpers import close, normal, uniform
 from torch.nn.parallel import DistributedDataParallel
 
 import mcjepa
 from flow import resize_flow, warp
 from losses import reconstruction_loss, smoothness_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, standard_deviations
-from tests.helpers import close, normal, uniform
 
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
 CONTENT_TERMS = ["vicreg_invariance", "vicreg_variance", "vicreg_covariance"]
