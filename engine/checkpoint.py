@@ -21,14 +21,18 @@ def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
     return OSError(f"{path}: cannot be written ({reason}); make room, or name another folder. What was there is intact")
 
 
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails."""
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # otherwise the new name could reach the disk before the content
+        _flush(temporary)  # otherwise the new name could reach the disk before the content
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:  # it has its remedy already
@@ -47,10 +51,9 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> None:
-    """Writes a checkpoint, whole or not at all; the one before stays beside it as checkpoint.1.pt.
+    """Writes a checkpoint, whole or not at all; the one before stays as checkpoint.1.pt, the `best` one as best.pt.
 
-    `state` holds only tensors and plain types, so that torch can read it with `weights_only=True`. The `best` one is
-    kept as best.pt too.
+    `state` holds only tensors and plain types, so that torch can read it with `weights_only=True`.
     """
     with replacing(path) as temporary:
         try:
@@ -60,6 +63,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> No
         if best:  # before `path` changes: a run that is killed here takes these steps again and writes the same best.pt
             with replacing(path.with_name("best.pt")) as copy:
                 shutil.copyfile(temporary, copy)
+        _flush(temporary)
         if path.exists():
             os.replace(path, path.with_suffix(f".1{path.suffix}"))
 
@@ -114,9 +118,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
 
 
 def check_same_run(path: Path, there: dict, here: dict, may_differ: Collection[str] = ()) -> None:
-    """Raises ValueError, naming the fields that differ, if the checkpoint at `path` has another configuration `there`
-    than this run has `here`. Fields that `may_differ` do not change what is learned.
-    """
+    """ValueError, with the fields that differ, if the checkpoint at `path` has another configuration than this run."""
     old, new = flatten(there), flatten(here)
     names = [name for name in sorted(old | new) if name not in may_differ and old.get(name) != new.get(name)]
     if names:

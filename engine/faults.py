@@ -24,8 +24,7 @@ MACHINE_FAULTS = {
 }
 """What a RuntimeError of torch says where the machine is to blame, and the remedy."""
 Report = tuple[str, str]
-"""What a process reports to all others in a step, as (kind, text): a bad file of "frames" or "images"; a "signal" that
-asks for an end; a term or a gradient that is "not finite"."""
+"""What a process reports to all others: ("frames" or "images", a bad file), ("signal", name), ("not finite", term)."""
 
 
 class Faults:

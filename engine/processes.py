@@ -41,9 +41,8 @@ def own_device() -> torch.device:
 def connect(device: torch.device) -> None:
     """Starts the process group, if the run has several processes.
 
-    Processes that torchrun starts again may find the addresses of the dead ones in its store, and wait for them (issue
-    135712 of pytorch), so each start gets names of its own. Several machines count their starts apart; they need
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead (see the README).
+    Processes that torchrun starts again may find the addresses of the dead ones in its store and wait for them (pytorch
+    issue 135712): each start gets its own names. Several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
     """
     if world_size() > 1:
         store, *_ = next(dist.rendezvous("env://"))

@@ -257,7 +257,7 @@ def write_sintel(root, masks=("occlusions", "invalid")):
     return samples["clean"] + samples["final"]
 
 
-def write_kitti_set(root, images, objects):
+def write_kitti_set(root, images):
     """Two pairs of two sizes; the flow is known at some pixels, and at fewer in flow_noc."""
     samples = []
     for seed, (motions, (h, w)) in enumerate(((FAST, (60, 80)), (SLOW, (52, 90)))):
@@ -270,7 +270,7 @@ def write_kitti_set(root, images, objects):
         write_flow_file(root / f"training/flow_occ/{name}.png", flow, occ)
         write_flow_file(root / f"training/flow_noc/{name}.png", flow, noc)
         regions = {"all": occ, "noc": noc}
-        if objects:
+        if images == "image_2":  # KITTI 2015
             first, second = (slice(12, 35), slice(20, 40)), (slice(40, 50), slice(5, 25))
             numbers = rectangle(*first, h, w) + np.uint8(2) * rectangle(*second, h, w)
             write_picture(root / f"training/obj_map/{name}.png", numbers)
@@ -348,15 +348,9 @@ def write_hd1k(root):
     return samples
 
 
-FLOW_SETS = {
-    "sintel": write_sintel,
-    "kitti2012": partial(write_kitti_set, images="colored_0", objects=False),
-    "kitti2015": partial(write_kitti_set, images="image_2", objects=True),
-    "middlebury": write_middlebury,
-    "chairs": write_chairs,
-    "things": write_things,
-    "hd1k": write_hd1k,
-}
+FLOW_SETS = {"sintel": write_sintel, "middlebury": write_middlebury, "chairs": write_chairs, "things": write_things}
+FLOW_SETS |= {"hd1k": write_hd1k, "kitti2012": partial(write_kitti_set, images="colored_0")}
+FLOW_SETS |= {"kitti2015": partial(write_kitti_set, images="image_2")}
 
 
 def write_benchmark(root, name):
@@ -388,8 +382,8 @@ def write_testing_split(root, name):
 
 
 def voc_palette():
-    """The colour map of Pascal VOC's development kit: uint8 (256, 3). Bits of the number go to red, green, blue in turn,
-    the lowest to the highest place."""
+    """The colour map of Pascal VOC, uint8 (256, 3): the bits of a number go to red, green and blue in turn, from the
+    lowest bit to the highest place."""
     colours = np.zeros((256, 3), np.uint8)
     for number, bit in product(range(256), range(8)):
         colours[number, bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
