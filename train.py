@@ -1,6 +1,6 @@
 """Train MC-JEPA: optical flow from video (M-JEPA) and content features from images (VICReg), both without labels.
 
-    python train.py pocket                                             # 2 CPU cores, minutes, embedded data
+    python train.py pocket                                             # 2 CPU cores, minutes, generated data
     torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
     torchrun --nproc_per_node=8 train.py --data-root DATA              # on the paper's data sets
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
@@ -8,8 +8,8 @@
 
 The first word may name a preset (paper, pocket) or the config.json of a run; every flag overrides it. A run writes to
 --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, config.json, environment.json, metrics.jsonl,
-tensorboard/ and pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step, with a checkpoint; the same command
-continues it from there, exactly.
+tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step, with a checkpoint; the same
+command continues it from there, exactly.
 """
 
 import math
@@ -40,7 +40,7 @@ from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
 
 IMAGENET_SIZE = 1_281_167
-"""An epoch of the embedded data is as long as the paper's: one pass over ImageNet."""
+"""An epoch of MovingShapes is as long as the paper's: one pass over ImageNet."""
 Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]  # a batch of two frames, or of two views
 Batch = tuple[Pair | None, Pair | None]  # video pairs, views of images; None for a task that does not learn in a step
 
@@ -51,8 +51,8 @@ class Config:
 
     task: Literal["mcjepa", "mjepa", "vicreg"] = "mcjepa"  # Both tasks, flow only (M-JEPA), or content only (VICReg).
     strategy: Literal["combined", "alternate_batches", "alternate_epochs", "frozen", "finetune"] = "combined"
-    """How the tasks share the steps once flow has started (paper, Table 5): both in every step; in turns; or flow
-    only, with the encoder frozen or not, after epochs of content or at once from a checkpoint (--init)."""
+    """How the tasks share the steps (paper, Table 5). combined: both in every step. alternate_...: in turns. frozen,
+    finetune: content first (or --init), then flow alone, with the encoder frozen or learning."""
     data_root: Path | None = None  # Folder of the paper's data sets as their archives unpack: videos and ImageNet.
     sets: tuple[str, ...] = ()  # Only these videos of --data-root (names or prefixes): kitti, sintel, chairs, hd1k...
     video_dir: Path | None = None
@@ -80,8 +80,8 @@ class Config:
     warmup_epochs: float = 10.0  # Linear warm-up of the learning rates, then a cosine to 0 (field: VICReg).
     adam_beta2: float = 0.999  # Memory of AdamW's second moment (field: torch's default).
     clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (field).
-    regularisation_warmup_epochs: float = 1.0  # Eq. 6 grows linearly for this long after the flow start (second-hand).
-    mask_warmup_epochs: float = 1.0  # Masks switch on this long after it (field: untrained flow masks everything).
+    regularisation_warmup_epochs: float = 1.0  # Epochs of flow over which Eq. 6 grows to its full weight (second-hand).
+    mask_warmup_epochs: float = 1.0  # Epochs of flow before occlusion masks (field: untrained flow masks everything).
     precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 autocast on a GPU that has it, else float32.
     compile: bool = False  # torch.compile: minutes of compiling at the start and where tasks change, then faster steps.
 
@@ -95,6 +95,8 @@ class Config:
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
 
 
+FLOW_ALONE = ("frozen", "finetune")
+"""Strategies in which flow is learned without content."""
 MAY_DIFFER = ("output_dir", "max_steps", "workers", "compile", "log_every", "checkpoint_every", "bad_files")
 """Fields that may change when a run continues: they do not change what is learned."""
 
@@ -120,7 +122,7 @@ PRESETS = {
         loss=LossConfig(
             flow_balance=200.0,  # both tasks move the encoder; at 0.1 its gradient is all VICReg's
             smoothness=2.5,  # 75 is for crops of hundreds of pixels and a flow that is nearly right
-            regression=0.005,  # Eqs. 2, 5 and 6 keep young features from telling pixels apart, so they start small
+            regression=0.005,  # Eqs. 2, 5 and 6 keep young features from telling pixels apart
             cycle=0.0025,
             coarse_levels=1.0,  # each level learns from the images
             variance=(0.002,) * 6,
@@ -145,23 +147,27 @@ def parse(arguments: list[str]) -> Config:
 
 def check(config: Config) -> None:
     """Raises ValueError for a configuration that cannot run, before anything is written."""
-    world, flow_alone = processes.world_size(), config.strategy in ("frozen", "finetune")
-    images, pairs = (config.task != "mjepa") * config.image_batch, (config.task != "vicreg") * config.video_batch
+    world, flow_alone, start = processes.world_size(), config.strategy in FLOW_ALONE, first_flow_epoch(config)
+    images = 0 if config.task == "mjepa" else config.image_batch
+    pairs = 0 if config.task == "vicreg" else config.video_batch
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
-    only_one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
+    one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
     for wrong, message in (
         (config.video_batch < 1, "--video-batch must be at least 1"),
         (config.image_batch < 2, "--image-batch must be at least 2: VICReg's terms are statistics over images"),
         (images % world, f"--image-batch {images} must be a multiple of the {world} processes"),
         (pairs % world, f"--video-batch {pairs} must be a multiple of the {world} processes"),
         (config.sets and (not config.data_root or config.video_dir), "--sets needs --data-root, and no --video-dir"),
-        (only_one_task and config.strategy != "combined", f"--strategy {config.strategy} needs another --task"),
         (
-            flow_alone and flow_start_epoch(config) == 0 and not trained,
+            one_task and config.strategy != "combined",
+            f"--strategy {config.strategy} is for two tasks: use --task mcjepa, or leave it out",
+        ),
+        (
+            flow_alone and start == 0 and not trained,
             f"--strategy {config.strategy} needs a trained encoder: give --init, or content first (--flow-start-epoch)",
         ),
         (
-            config.task == "mcjepa" and flow_start_epoch(config) >= config.epochs,
+            config.task == "mcjepa" and start >= config.epochs,
             f"--flow-start-epoch {config.flow_start_epoch:g} must be before the end, --epochs {config.epochs}",
         ),
     ):
@@ -178,7 +184,7 @@ class Plan(NamedTuple):
     task: str
     strategy: str
     per_epoch: int
-    last: int  # the run ends before this step
+    end: int  # the run ends before this step
     flow_start: int  # the flow task joins at this step
     regularisation_warmup: int  # Eq. 6 has its full weight after this many steps of flow
     mask_warmup: int  # occlusion masks are on after this many steps of flow
@@ -201,9 +207,9 @@ class Plan(NamedTuple):
         return sum(flow for flow, _ in tasks), sum(content for _, content in tasks)
 
 
-def flow_start_epoch(config: Config) -> float:
-    """When flow starts: at once without content, and after a checkpoint for the strategies that learn flow alone."""
-    at_once = config.task == "mjepa" or (config.strategy in ("frozen", "finetune") and config.init)
+def first_flow_epoch(config: Config) -> float:
+    """Where flow starts: --flow-start-epoch, but at once where content is not learned or comes from --init."""
+    at_once = config.task == "mjepa" or (config.strategy in FLOW_ALONE and config.init)
     return 0.0 if at_once else config.flow_start_epoch
 
 
@@ -212,11 +218,11 @@ def make_plan(config: Config, videos: "Source | None", images: "Source | None") 
     source = images or videos
     per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
     total = config.epochs * per_epoch
-    flow_start = round(flow_start_epoch(config) * per_epoch)
+    flow_start = round(first_flow_epoch(config) * per_epoch)
     warmups = (config.regularisation_warmup_epochs, config.mask_warmup_epochs)
     warmup_steps = (max(round(epochs * per_epoch), 1) for epochs in warmups)
-    last = min(total, config.max_steps or total)
-    return Plan(config.task, config.strategy, per_epoch, last, flow_start, *warmup_steps)
+    end = min(total, config.max_steps or total)
+    return Plan(config.task, config.strategy, per_epoch, end, flow_start, *warmup_steps)
 
 
 def learning_rate_factor(config: Config, epoch: float) -> float:
@@ -228,9 +234,9 @@ def learning_rate_factor(config: Config, epoch: float) -> float:
 
 
 class Source(NamedTuple):
-    """What a task learns from: `kind` is "frames" or "images", `batch` counts the items of a step in all processes."""
+    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes."""
 
-    kind: str
+    kind: str  # "frames" or "images"
     data: Dataset
     transform: Callable | None
     batch: int
@@ -242,9 +248,9 @@ def allowed_bad_files(config: Config, source: Source) -> int:
     return int(config.bad_files * getattr(source.data, "file_count", 0))
 
 
-def batches(config: Config, source: Source, start: int, device: torch.device) -> Iterator[tuple[Pair, list[Report]]]:
-    """This process's share of the batches of a task from its step `start` on, and the bad files met on the way."""
-    stream = Stream(config.seed, processes.rank(), processes.world_size(), start)
+def batches(config: Config, source: Source, first: int, device: torch.device) -> Iterator[tuple[Pair, list[Report]]]:
+    """This process's share of the batches of a task from its `first` step on, and the bad files met on the way."""
+    stream = Stream(config.seed, processes.rank(), processes.world_size(), first)
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)
     for pair, faults in make_loader(source.data, source.transform, share, stream, config.workers, allowed):
         yield tuple(x.to(device, non_blocking=True) for x in pair), [(source.kind, fault) for fault in faults]
@@ -257,7 +263,8 @@ def as_floats(*images: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 h w"], 
 
 def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     """The video pairs, and the images in two views; None for a task that no step learns."""
-    videos, images, transform, note = None, None, None, ""
+    videos = images = None
+    transform, note = None, ""  # real videos are augmented inside their data set, where an error knows its files
     if config.task != "vicreg":
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
@@ -266,9 +273,9 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
             note = describe_mix(data)
         else:
             data, transform = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
-            note = "no --video-dir: training on the embedded videos, MovingShapes"
+            note = "no --video-dir: training on generated videos, MovingShapes"
         videos = Source("frames", data, transform, config.video_batch, note)
-    if config.task != "mjepa" and not (config.strategy in ("frozen", "finetune") and flow_start_epoch(config) == 0):
+    if config.task != "mjepa" and not (config.strategy in FLOW_ALONE and first_flow_epoch(config) == 0):
         note = ""
         if config.image_dir:
             data = ImageFiles(config.image_dir)
@@ -276,7 +283,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
             data = ImageNet(config.data_root)
         else:
             data = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
-            note = "no --image-dir: training on the embedded images, frames of MovingShapes"
+            note = "no --image-dir: training on generated images, frames of MovingShapes"
         images = Source("images", data, TwoViews(config.image_size), config.image_batch, note)
     return videos, images
 
@@ -297,51 +304,64 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
 
 
 class Run(NamedTuple):
-    """A run. `state` is its checkpoint: the `step` to continue from, the `best` validation error, its `faults`."""
+    """A run, at the step from which it starts or continues."""
 
     config: Config
+    settings: dict  # the configuration and the size of the data: with other data the same seed makes another run
     plan: Plan
     device: torch.device
     videos: Source | None
     images: Source | None
     model: MCJEPA
     optimizer: torch.optim.Optimizer
-    state: dict
-    warnings: list[str]
+    start: int
+    best: float  # the lowest validation error so far
+    faults: dict  # see `Faults.state`
+    notes: list[str]  # what the user is told at the start
 
 
-def open_run(config: Config) -> Run:
-    """Opens the data, builds the model, and loads the checkpoint in --output-dir, or the weights of --init."""
-    device, (videos, images) = processes.own_device(), open_sources(config)
-    # With other data the same seed would make another run.
-    settings = checkpoint.as_json(config) | {f"number of {s.kind}": len(s.data) for s in (videos, images) if s}
-    model, optimizer = build(config, device)
-    path = config.output_dir / "checkpoint.pt"
+def restore(config: Config, settings: dict, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[dict, list[str]]:
+    """Loads the checkpoint in --output-dir, or the weights of --init; returns that checkpoint, or {}, and warnings."""
     state, warnings = checkpoint.newest_checkpoint(config.output_dir, load_checkpoint)
     if state:
-        checkpoint.check_same_run(path, state["config"], settings, MAY_DIFFER)
+        checkpoint.check_same_run(config.output_dir / "checkpoint.pt", state["config"], settings, MAY_DIFFER)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for parameter, moments in optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):  # the fused AdamW wants the parameter's strides; a GPU has others
+            # The fused AdamW needs moments with their parameter's strides, which differ between a CPU and a GPU.
+            for name in ("exp_avg", "exp_avg_sq"):
                 moments[name] = torch.empty_like(parameter).copy_(moments[name])
     elif config.init:
         missing = load_parts(model, config.init)
         warnings = [f"{config.init} has no {part}: it starts from random weights" for part in missing]
+    return state or {}, warnings
+
+
+def open_run(config: Config) -> Run:
+    """Opens the data, builds the model, restores a checkpoint, and connects the processes."""
+    device, (videos, images) = processes.own_device(), open_sources(config)
+    sources = [source for source in (videos, images) if source]
+    settings = checkpoint.as_json(config) | {f"number of {source.kind}": len(source.data) for source in sources}
+    model, optimizer = build(config, device)
+    state, warnings = restore(config, settings, model, optimizer)
+    start, best, faults = state.get("step", 0), state.get("best", math.inf), state.get("faults", {})
     if device.type == "cuda" and processes.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.connect(device)
-    start = state["step"] if state else 0
     processes.check_same_everywhere(checkpoint.flatten(settings) | {"first step": start})
-    if state and warnings and processes.rank() == 0:  # every process has read it; it must not replace the good one
+    if state and warnings and processes.rank() == 0:
+        # All processes have read it by now (the check above waits for them). The next save would move this damaged
+        # file over the good checkpoint.1.pt.
+        path = config.output_dir / "checkpoint.pt"
         path.rename(path.with_name("damaged-checkpoint.pt"))
-    state = {"step": 0, "best": math.inf, "faults": {}} | (state or {}) | {"config": settings}
-    return Run(config, make_plan(config, videos, images), device, videos, images, model, optimizer, state, warnings)
+    notes = [*(source.note for source in sources if source.note), *warnings]
+    plan = make_plan(config, videos, images)
+    return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 
 def choose_parts(config: Config, model: MCJEPA, flow_started: bool) -> None:
     """Sets which parts of the model learn, before the flow start and after it."""
-    flow_alone = flow_started and config.strategy in ("frozen", "finetune")
+    flow_alone = flow_started and config.strategy in FLOW_ALONE
     if model.estimator is not None:
         model.estimator.requires_grad_(flow_started)
     if model.expander is not None:
@@ -350,12 +370,15 @@ def choose_parts(config: Config, model: MCJEPA, flow_started: bool) -> None:
 
 
 def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Module:
-    """The model in DDP, which waits for every gradient that may come, and compiled if wanted."""
+    """The model as it is trained: in DDP if there are several processes, compiled with --compile."""
     module: nn.Module = model
     if dist.is_initialized():
-        ids, alternates = [device.index] if device.type == "cuda" else None, config.strategy.startswith("alternate")
-        # Gradients as views of the buckets: otherwise they are there twice.
-        module = DistributedDataParallel(model, ids, find_unused_parameters=alternates, gradient_as_bucket_view=True)
+        device_ids = [device.index] if device.type == "cuda" else None
+        alternates = config.strategy.startswith("alternate")
+        # Gradients are views of the buckets: otherwise they are there twice.
+        module = DistributedDataParallel(
+            model, device_ids, find_unused_parameters=alternates, gradient_as_bucket_view=True
+        )
     return torch.compile(module) if config.compile else module
 
 
@@ -367,7 +390,7 @@ def take_step(
     Args:
         module: the model, as `over_processes` gives it.
         flow_steps: how many steps before this one have learned flow.
-        reports: what this process has to report to the others.
+        reports: those of this process.
 
     Returns:
         The numbers of the step by name, and the reports of all processes. If these say that something is not finite,
@@ -376,12 +399,12 @@ def take_step(
     config, plan, optimizer = run.config, run.plan, run.optimizer
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_factor(config, (step + 1) / plan.per_epoch) * group["initial_lr"]
-    kind = run.device.type
-    bfloat16 = config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu = run.device.type == "cuda"
+    bfloat16 = config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    masks, eq_6 = flow_steps >= plan.mask_warmup, min((flow_steps + 1) / plan.regularisation_warmup, 1.0)
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # a NaN would stay in a batch norm's averages
-    with torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
-        masks, share = flow_steps >= plan.mask_warmup, min((flow_steps + 1) / plan.regularisation_warmup, 1.0)
-        losses: Losses = module(video=batch[0], views=batch[1], masks=masks, regularisation=share)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=bfloat16):
+        losses: Losses = module(video=batch[0], views=batch[1], masks=masks, regularisation=eq_6)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
@@ -407,16 +430,17 @@ def take_step(
 
 
 def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Three pairs of the run's videos, to draw their flow: (image_1, image_2, true flow or None)."""
+    """Three pairs, (image_1, image_2, true flow or None): unseen MovingShapes, or pairs of the run's own videos."""
     if config.video_dir is None and config.data_root is None:
         return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in shapes_pairs(3, config.crop)]
     readable = SkipBadFiles(videos.data, videos.transform, config.seed, allowed_bad_files(config, videos))
+    # (position, index): the position is the seed of the crop, so that every epoch draws the same ones.
     return [(*readable[(i, i * len(videos.data) // 3)][0], None) for i in range(3)]
 
 
-def validate(run: Run, log: Log, step: int, epoch: int) -> float:
-    """Measures the flow on unseen MovingShapes, and draws that of the run's videos; returns the error."""
-    config, model = run.config, run.model.eval()
+def validate(run: Run, log: Log, step: int) -> float:
+    """Measures the flow on unseen MovingShapes, and draws that of three pairs; returns the end-point error."""
+    config, model, epoch = run.config, run.model.eval(), math.ceil(step / run.plan.per_epoch)
     errors = flow_errors_on_shapes(model, config.validation_pairs, config.crop)
     log.write(step, {f"validation/{name}": value for name, value in errors.items()})
     measured = f"end-point error {errors['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs"
@@ -433,7 +457,7 @@ def validate(run: Run, log: Log, step: int, epoch: int) -> float:
 def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> None:
     """Writes checkpoint.pt: all that `open_run` and `mcjepa.load_model` need."""
     state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "best": best}
-    state |= {"config": run.state["config"], "faults": faults.state()}
+    state |= {"config": run.settings, "faults": faults.state()}
     checkpoint.save_checkpoint(run.config.output_dir / "checkpoint.pt", state, improved)
 
 
@@ -450,24 +474,25 @@ def train(config: Config) -> None:
     """One run, from the data to the last checkpoint; it continues from the checkpoint in --output-dir."""
     check(config)
     run = open_run(config)
-    plan, start, best, main = run.plan, run.state["step"], run.state["best"], processes.rank() == 0
-    if start >= plan.last:
-        processes.print_once(f"{config.output_dir}: this run is done, at step {start} of {plan.last}")
+    plan, start, best, main = run.plan, run.start, run.best, processes.rank() == 0
+    if start >= plan.end:
+        processes.print_once(f"{config.output_dir}: this run is done, at step {start} of {plan.end}")
         return
-    sources = [source for source in (run.videos, run.images) if source]
-    for line in (*(source.note for source in sources if source.note), *run.warnings):
-        processes.print_once(line)
+    for note in run.notes:
+        processes.print_once(note)
     flow_steps, content_steps = plan.taken(start)
+    # Generators: nothing is loaded before the first step of a task, nor for a task that no step learns.
     video_batches = batches(config, run.videos, flow_steps, run.device)
     image_batches = batches(config, run.images, content_steps, run.device)
-    with closing(Log(config.output_dir, start, plan.last, main)) as log, processes.stop_signals() as signals:
+    with closing(Log(config.output_dir, start, plan.end, main)) as log, processes.stop_signals() as signals:
         if main:
             checkpoint.write_json(config.output_dir / "config.json", checkpoint.as_json(config))
             checkpoint.write_json(config.output_dir / "environment.json", environment(run.device))
-        faults = Faults(log, {s.kind: allowed_bad_files(config, s) for s in sources}, run.state["faults"])
+        allowed = {source.kind: allowed_bad_files(config, source) for source in (run.videos, run.images) if source}
+        faults = Faults(log, allowed, run.faults)
         numbers = {}
-        for step in range(start, plan.last):
-            if step in (start, plan.flow_start):
+        for step in range(start, plan.end):
+            if step in (start, plan.flow_start):  # DDP reduces the parameters that learn when it is built
                 choose_parts(config, run.model, flow_started=step >= plan.flow_start)
                 module = over_processes(config, run.model, run.device)
             learn_flow, learn_content = plan.tasks(step)
@@ -475,28 +500,30 @@ def train(config: Config) -> None:
             views, bad_images = next(image_batches) if learn_content else (None, [])
             reports = [*bad_frames, *bad_images, *(("signal", name) for name in signals)]
             measured, reports = take_step(run, module, step, flow_steps, (video, views), reports)
-            done, epoch = step + 1, math.ceil((step + 1) / plan.per_epoch)
+            done = step + 1
             flow_steps += learn_flow
             faults.step(done, reports)
 
             numbers |= measured  # where the tasks alternate, a line has the newest step of each
             log.advance()
-            if numbers and (done % config.log_every == 0 or done == plan.last):
+            if numbers and (done % config.log_every == 0 or done == plan.end):
                 line, numbers = summary(run, done, numbers, faults), {}
                 log.write(done, line)
                 log.advance(0, f"loss {line['total']:.3f}")
-            epoch_ends = done % plan.per_epoch == 0 or done == plan.last
+            epoch_ends = done % plan.per_epoch == 0 or done == plan.end
             stop = [name for kind, name in reports if kind == "signal"]
-            error = validate(run, log, done, epoch) if main and epoch_ends and flow_steps else math.inf
-            improved, best = error < best, min(error, best)
+            improved = False
+            if main and epoch_ends and flow_steps:
+                error = validate(run, log, done)
+                improved, best = error < best, min(best, error)
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
             if stop:
-                log.say(f"stopped by {stop[0]} after step {done} of {plan.last}: the same command continues")
+                log.say(f"stopped by {stop[0]} after step {done} of {plan.end}: the same command continues")
                 break
     if dist.is_initialized():
         dist.destroy_process_group()
-    if done == plan.last:
+    if done == plan.end:
         command = f"python evaluate.py {'flow' if run.videos else 'segmentation'}"
         processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}")
 

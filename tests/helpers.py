@@ -89,10 +89,10 @@ def write_image(path, size=(12, 16), colour=None, seed=0):
 def write_images(root, names, size=(8, 12)):
     """An image under each name, an empty file where the name is not that of an image. Returns the last path."""
     for path in (root / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         if path.suffix.lower() in (".png", ".ppm", ".jpg", ".jpeg"):
             write_image(path, size, (10, 20, 30))
-        else:
-            path.touch()  # beside an image
     return path
 
 

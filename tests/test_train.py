@@ -232,7 +232,7 @@ def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypa
     take_step = train.take_step
 
     def signalled(*arguments):
-        if arguments[2] == 4 and processes.rank() == count - 1:
+        if arguments[2] == 3 and processes.rank() == count - 1:
             loaders = [str(process.pid) for process in multiprocessing.active_children()]
             subprocess.run(["kill", f"-{name[3:]}", *loaders, str(os.getpid())], check=True)
         return take_step(*arguments)
@@ -240,8 +240,8 @@ def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(train, "take_step", signalled)
         torchrun(count, run, tmp_path, "--workers", 1)
-    assert f"stopped by {name} after step 6 of 8: the same command continues" in capfd.readouterr().out
-    assert state_of(tmp_path)["step"] == 6
+    assert f"stopped by {name} after step 5 of 8: the same command continues" in capfd.readouterr().out
+    assert state_of(tmp_path)["step"] == 5  # --checkpoint-every has none of it
     torchrun(count, run, tmp_path)
     assert_same_run(tmp_path, whole[count])
 
@@ -410,7 +410,7 @@ def test_an_epoch_is_one_pass_over_the_images_and_without_them_over_the_pairs(ta
     images = None if task == "mjepa" else train.Source("images", range(205), None, 10)
     sources = (train.Source("frames", range(23), None, 4), images)
     plan = train.make_plan(config, *sources)
-    assert (plan.per_epoch, plan.last, plan.regularisation_warmup) == (per_epoch, 3 * per_epoch, per_epoch)
+    assert (plan.per_epoch, plan.end, plan.regularisation_warmup) == (per_epoch, 3 * per_epoch, per_epoch)
     assert train.make_plan(replace(config, max_steps=7, steps_per_epoch=9), *sources)[2:4] == (9, 7)
 
 
@@ -570,7 +570,7 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
         ("--video-dir small", "200x40 px, smaller than the crop of 64x64; use a smaller --crop"),
         ("--image-dir text --bad-files 1", "2 of 2 files cannot be used"),
         ("--strategy frozen --flow-start-epoch 0", "needs a trained encoder: give --init"),
-        ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs needs another --task"),
+        ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs is for two tasks"),
         ("--flow-start-epoch 2", "--flow-start-epoch 2 must be before the end, --epochs 2"),
         ("--image-batch 1", "--image-batch must be at least 2"),
         ("--model.estimator-factor 0", "factor 0 leaves no channels"),
