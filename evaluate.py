@@ -186,10 +186,10 @@ def propagate_labels(
         near_rows = slice(max(top - radius, 0), top + tile + radius)
         near_columns = slice(max(left - radius, 0), left + tile + radius)
         here, near = (..., rows, columns), (..., near_rows, near_columns)
-        cosine = target[here].flatten(1).T @ context[near].transpose(0, 1).flatten(1)
+        cosine = target[here].flatten(1).T @ context[near].transpose(0, 1).flatten(1)  # (of the tile, of all frames)
         far_rows = (y[rows, None] - y[near_rows]).abs() > radius
         far_columns = (x[columns, None] - x[near_columns]).abs() > radius
-        far = (far_rows[:, None, :, None] | far_columns[None, :, None, :]).flatten(0, 1).flatten(1)
+        far = (far_rows[:, None, :, None] | far_columns[None, :, None, :]).flatten(0, 1).flatten(1)  # (tile, window)
         cosine = cosine.view(len(far), len(context), -1).masked_fill(far[:, None], -torch.inf).flatten(1)
         best, places = cosine.topk(min(topk, cosine.shape[1]))
         weights = (best / temperature).softmax(dim=1)
@@ -231,8 +231,8 @@ def open_model(name: str, encoder: str = "convnext_tiny", seed: int = 0) -> MCJE
     kind = next((kind for key, kind in kinds.items() if key in weights), None)
     if kind is None:
         raise ValueError(f"{name}: neither a checkpoint of train.py nor a state dict of {' or '.join(kinds.values())}")
-    torch.manual_seed(0)  # the file has no weights for our ConvNeXt's stem, nor for an estimator: task vicreg
-    config = ModelConfig(encoder=kind, expander=(1,))
+    torch.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
+    config = ModelConfig(encoder=kind, expander=(1,))  # the expander is not used, so as small as can be
     return MCJEPA(config, task="vicreg", backbone_weights=name).eval().to(own_device())
 
 
@@ -413,7 +413,7 @@ class FlowConfig(Config):
     export: Path | None = None  # A folder for the flow of every pair, as the benchmark's server takes it.
     images: tuple[Path, Path] | None = None  # Two images instead: writes the flow from the first to the second.
     video: Path | None = None  # A video file or a folder of frames instead: writes a video of frames and flow.
-    max_frames: int = sys.maxsize  # Only the first frames of the video.
+    max_frames: int | None = None  # Only the first frames of the video.
     resize: str | None = None  # What the method sees: HEIGHTxWIDTH, or a factor. Errors are in the originals' pixels.
     pictures: int = 8  # How many pairs get a picture at most.
 
@@ -503,7 +503,8 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     for group in dict.fromkeys(entry["group"] for entry in entries):
         rows = {name: mean_errors([entry for entry in entries if entry["group"] == group], name) for name in methods}
         report["groups"][group or "all"] = rows
-        report["table1"][f"{group} EPE".strip()] = rows[label]["per_image"]["epe"].get("all", math.nan)
+        if "all" in rows[label]["per_image"]["epe"]:  # not of a split without truth
+            report["table1"][f"{group} EPE".strip()] = rows[label]["per_image"]["epe"]["all"]
     if not testing:
         print_flow(report)
     if config.export:
@@ -524,8 +525,9 @@ def print_flow(report: dict) -> None:
         print_table(f"{group}, {mean.replace('_', ' ')}", [*columns, "time"], table)
     if len(report["scenes"]) <= 20:
         names = [f"{scene['group']} {scene['name']}".strip() for scene in report["scenes"]]
-        errors = ([scene[method]["epe"].get("all", math.nan) for method in rows] for scene in report["scenes"])
-        print_table("EPE all", list(rows), dict(zip(names, errors, strict=True)))
+        methods = list(next(iter(report["groups"].values())))
+        errors = ([scene[method]["epe"].get("all", math.nan) for method in methods] for scene in report["scenes"])
+        print_table("EPE all", methods, dict(zip(names, errors, strict=True)))
 
 
 def export_flow(path: Path, flow: Flow) -> None:
@@ -552,7 +554,8 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes NAME_flow.mp4, each frame beside its flow to the next, and figures spread evenly over the video."""
     path, film = config.video, config.output_dir / f"{config.video.stem}_flow.mp4"
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
-    count, scale = min(len(pairs), max(config.max_frames - 1, 1)), 1.0
+    scale = 1.0
+    count = min(len(pairs), max((config.max_frames or sys.maxsize) - 1, 1))
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
     rate = max(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS), 0.0) or 25.0  # a folder of frames has none
     with writing_video(film, rate) as write:
@@ -583,7 +586,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.model.freeze_encoder(not finetune)
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # the same head for every --seed
         levels = list(enumerate(model.encoder.channels))
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for _, c in levels)
         self.classifiers = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=i == 0) for i, c in levels)  # one bias is enough
@@ -729,7 +732,7 @@ def train_segmenter(segmenter: Segmenter, training: LabelData, recipe: Recipe, c
             loss = F.cross_entropy(segmenter(images), labels, ignore_index=VOID, reduction="sum")
             loss = loss / (labels != VOID).sum().clamp(min=1)
             if not loss.isfinite():
-                raise ValueError(f"step {step}: the loss is not finite; are the weights of --model?")
+                raise ValueError(f"step {step}: the loss is not finite; check the weights of --model")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -754,7 +757,7 @@ def measure_segmenter(segmenter: Segmenter, data: LabelData, recipe: Recipe, con
             shown = F.interpolate(shown, size, mode="bilinear", antialias=True)
         scores = sliding_scores(segmenter, shown, recipe.crop, recipe.crop * 2 // 3)
         if not scores.isfinite().all():
-            raise ValueError(f"image {index}: the scores are not finite; are the weights of --model, or of the head?")
+            raise ValueError(f"image {index}: the scores are not finite; check the weights of --model")
         prediction = F.interpolate(scores, (h, w), mode="bilinear").argmax(dim=1)[0].cpu()
         confusion += count_confusion(truth, prediction, len(confusion))
         if index < config.pictures:
@@ -773,7 +776,7 @@ class VideoConfig(Config):
     """Video object segmentation: the masks of the first frame, propagated by feature similarity (J and F)."""
 
     benchmark: Literal["davis2016", "davis2017"] | None = None
-    """davis2016: all objects are one, and the sequences those of its list. By default as the files are."""
+    """davis2016 merges all objects into one and uses its own list of sequences. By default both are as in the files."""
     output_dir: Path = Path("runs/video")  # Where numbers and pictures go.
     split: str = "val"  # Which list of sequences (train, val, test-dev).
     export: Path | None = None  # A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them.
@@ -869,7 +872,7 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         failure, notes = error, [*notes, f"stopped before the end: {one_line(error)}"]
     notes = notes + [f"{name}: {sequence['note']}" for name, sequence in sequences.items() if sequence["note"]]
     report = {"data": source, "mean": mean_over_objects(sequences), "notes": notes, "sequences": sequences}
-    report["table1"] = {"J&F": 100 * report["mean"].get("J&F", math.nan)}
+    report["table1"] = {"J&F": 100 * report["mean"]["J&F"]} if report["mean"] else {}
     rows = {name: mean_over_objects({name: sequence}) for name, sequence in sequences.items()}
     rows["mean over objects"] = report["mean"]
     columns = ("J&F", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
@@ -982,7 +985,8 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
     sets |= {"frozen": labels, "tuned": labels, "video": {"DAVIS 2017": "davis2017"}}
     if config.data_root is None:
         sets = dict.fromkeys(sets, {"MovingShapes": None})
-    for kind, (title, name) in ((kind, part) for kind, parts in sets.items() for part in parts.items()):
+    # "title column" is a key of PAPER, with the columns of the reports' "table1".
+    for kind, title, name in [(kind, title, name) for kind, parts in sets.items() for title, name in parts.items()]:
         folder = config.output_dir / f"{kind}_{name or 'shapes'}"
         flags = {"model": config.model, "data_root": config.data_root, "encoder": config.encoder, "output_dir": folder}
         try:

@@ -30,6 +30,7 @@ from losses import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HIT_OFTEN_ENOUGH = 0.2  # a pixel that the range map hits less is occluded (field: DDFlow, ARFlow)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LossConfig:
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
     """How occluded pixels are found (paper: the first; field: UFlow has both)."""
     least_visible: float = 0.2
-    """A frame of which less than this share is visible counts unmasked: a mask must not switch the loss off (ours)."""
+    """If less than this share of a frame is visible, its mask is dropped: it must not switch the loss off (ours)."""
 
 
 class Losses(NamedTuple):
@@ -102,7 +103,7 @@ def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[T
     moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
     everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
     variances, means = everywhere.unbind(dim=1)
-    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
     levels = variance.split([features.shape[1] for features in pyramid])
     counts = [variances.shape[0] * features.numel() / features.shape[1] for features in pyramid]
     return [(level * n / (n - 1)).sqrt().mean() for level, n in zip(levels, counts, strict=True)]
@@ -114,7 +115,7 @@ def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def swap_frames(x: Float[Tensor, "two_b ..."]) -> Float[Tensor, "two_b ..."]:
-    """[1; 2] along the batch to [2; 1]."""
+    """Swaps the halves of a batch that stacks all first frames and all second frames."""
     return torch.cat(x.chunk(2)[::-1])
 
 
@@ -250,7 +251,7 @@ class MCJEPA(nn.Module):
         self, images: Float[Tensor, "two_b 3 h w"], masks: bool, regularisation: float
     ) -> tuple[Terms, Monitor]:
         """Eqs. 2 to 6, both directions in one batch: `images` is [1; 2], and everything follows that order."""
-        coefficients, balance = self.loss_config, self.loss_config.flow_balance
+        config, balance = self.loss_config, self.loss_config.flow_balance
         images = pad_to_multiple(images, max(self.encoder.strides))
         pyramid = self.encode(images)
         flows = estimate_flow_pyramid(self.estimator, pyramid, [swap_frames(x) for x in pyramid])
@@ -271,19 +272,19 @@ class MCJEPA(nn.Module):
                 cycle.append(cycle_consistency_loss(features, cycled, visible_l))
                 variance_covariance = variance_covariance + variance_covariance_loss(
                     features,
-                    coefficients.variance[level],
-                    coefficients.covariance[level],
+                    config.variance[level],
+                    config.covariance[level],
                     sum_over_processes=sum_over_processes if several_processes() else None,
                 )
             reconstruction, smoothness = self._image_losses(images, flow, visible)
-            if coefficients.coarse_levels:
+            if config.coarse_levels:
                 coarse = self._coarse_image_losses(images, flows[:-1], visible)
-                terms["coarse_levels"] = (coarse, balance * coefficients.coarse_levels)
+                terms["coarse_levels"] = (coarse, balance * config.coarse_levels)
 
-        terms["reconstruction"] = (reconstruction, balance * coefficients.reconstruction)
-        terms["regression"] = (sum(regression), balance * coefficients.regression)
-        terms["smoothness"] = (smoothness, balance * coefficients.smoothness)
-        terms["cycle"] = (sum(cycle), balance * coefficients.cycle)
+        terms["reconstruction"] = (reconstruction, balance * config.reconstruction)
+        terms["regression"] = (sum(regression), balance * config.regression)
+        terms["smoothness"] = (smoothness, balance * config.smoothness)
+        terms["cycle"] = (sum(cycle), balance * config.cycle)
         terms["variance_covariance"] = (variance_covariance, balance * regularisation)
         stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
         monitor = {f"deviation/stride_{stride}": std for stride, std in stds}
@@ -297,14 +298,14 @@ class MCJEPA(nn.Module):
         visible: Float[Tensor, "two_b 1 h w"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Eqs. 3 and 4, before their coefficients."""
-        weights = self.loss_config
+        config = self.loss_config
         warped = warp(swap_frames(images), flow)
         # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
         inside = F.pad(weights_per_pair(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
         reconstruction = reconstruction_loss(
-            images, warped, weights_per_pair(visible), weights.l1, weights.l2, ssim=0.0
-        ) + reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=weights.ssim)
-        smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, weights.edge_weight, weights.smoothness_order)
+            images, warped, weights_per_pair(visible), config.l1, config.l2, ssim=0.0
+        ) + reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=config.ssim)
+        smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, config.edge_weight, config.smoothness_order)
         return reconstruction, smoothness
 
     def _coarse_image_losses(
@@ -318,13 +319,12 @@ class MCJEPA(nn.Module):
 
         Flows of less than 4 x 4 are left out: SSIM has no value on the ring, which is nearly all of them.
         """
-        total = images.new_zeros(())
+        config, total = self.loss_config, images.new_zeros(())
         for flow in flows:
             if min(flow.shape[2:]) >= 4:
                 shrunk, visible_l = (F.adaptive_avg_pool2d(x, flow.shape[2:]) for x in (images, visible))
                 reconstruction, smoothness = self._image_losses(shrunk, flow, visible_l)
-                coefficients = self.loss_config
-                total = total / 2 + coefficients.reconstruction * reconstruction + coefficients.smoothness * smoothness
+                total = total / 2 + config.reconstruction * reconstruction + config.smoothness * smoothness
         return total
 
     def _visible(
@@ -336,7 +336,7 @@ class MCJEPA(nn.Module):
         if self.loss_config.occlusion == "forward_backward":
             visible = forward_backward_mask(flow, reverse).to(flow.dtype)
         else:
-            visible = (range_map(reverse) >= 0.2).to(flow.dtype)
+            visible = (range_map(reverse) >= HIT_OFTEN_ENOUGH).to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
         if not masks:
             return torch.ones_like(visible), share.mean()

@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary)  # otherwise the new name could reach the disk before the content
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None:  # it has its remedy already
+        if error.errno is None:  # raised by cannot_write, whose message is complete
             raise
         raise cannot_write(path, error.strerror) from error
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from engine.log import Log
 
 BAD_STEPS_IN_A_ROW = 10
-"""So many steps in a row whose loss or gradient is not finite end a run."""
+"""A run ends after this many steps in a row with a loss or a gradient that is not finite."""
 MACHINE_FAULTS = {
     "out of memory|can't allocate memory": "out of memory: make the batches smaller (--image-batch, --video-batch), or "
     "the images (evaluate.py flow --resize 0.5)",
@@ -46,7 +46,7 @@ class Faults:
         """Takes the reports of all processes in a step; ValueError if bad files or bad steps become too many."""
         for kind, allowed in self.allowed.items():
             known = self.bad_files.setdefault(kind, [])
-            for fault in (text for of, text in reports if of == kind and text not in known):
+            for fault in (text for what, text in reports if what == kind and text not in known):
                 known.append(fault)
                 self.log.event(done, {"bad_file": fault})
                 self.log.say(f"bad file {len(known)} of at most {allowed} {kind}, the next takes its place: {fault}")
@@ -55,7 +55,7 @@ class Faults:
                     f"{len(known)} {kind} cannot be used, and --bad-files allows {allowed}; repair or remove them, or "
                     f"allow more. The first: {known[0]}"
                 )
-        terms = [text for of, text in reports if of == "not finite"]
+        terms = [text for what, text in reports if what == "not finite"]
         self.in_a_row = self.in_a_row + 1 if terms else 0
         if terms:
             self.skipped += 1

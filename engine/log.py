@@ -59,7 +59,7 @@ def _lines_until(path: Path, step: int) -> Iterator[str]:
 
 
 class Log:
-    """Writes what a run of `total` steps reports, in its `main` process. Steps after `start` are taken again."""
+    """Writes what a run of `total` steps reports, in its `main` process. Lines after step `start` are removed."""
 
     def __init__(self, folder: Path, start: int, total: int, main: bool = True) -> None:
         self.folder, self.main, self.metrics = folder, main, folder / "metrics.jsonl"

@@ -55,7 +55,7 @@ def connect(device: torch.device) -> None:
 def from_all(own: list) -> list:
     """The entries of all processes' lists, without repeats. While all are empty this costs a single number."""
     if not dist.is_initialized():
-        return own
+        return list(dict.fromkeys(own))
     count = torch.tensor(len(own), device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(count)
     if not count.item():
@@ -67,8 +67,8 @@ def from_all(own: list) -> list:
 
 def check_same_everywhere(values: dict[str, object]) -> None:
     """Raises ValueError if the processes differ in one of these values: they would learn different things."""
-    different = [name for name, _ in from_all([*((name, str(value)) for name, value in values.items())])]
-    different = sorted({name for name in different if different.count(name) > 1})
+    names = [name for name, _ in from_all([(name, str(value)) for name, value in values.items()])]
+    different = sorted({name for name in names if names.count(name) > 1})  # equal entries have been merged
     if different:
         raise ValueError(
             f"the processes differ in {', '.join(different)}; give all machines the same command and data, and an "

@@ -3,11 +3,11 @@
 import re
 import signal
 import struct
+from collections import namedtuple
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -185,15 +185,8 @@ FAST = ((3, 1), (6, 8), (12, -9), (24, 32), (45, 4))
 SLOW = ((2, 5), (-4, 0), (-1, 2))
 
 
-class FlowSample(NamedTuple):
-    """A pair of a benchmark as it was written: name, part, frames, true flow (h, w, 2) and regions (h, w)."""
-
-    name: str
-    group: str
-    frame_1: np.ndarray
-    frame_2: np.ndarray
-    truth: np.ndarray
-    regions: dict[str, np.ndarray]
+FlowSample = namedtuple("FlowSample", "name group frame_1 frame_2 truth regions")
+"""A pair of a benchmark as it was written: name, part, frames, true flow (h, w, 2) and regions (h, w)."""
 
 
 def bands(motions, h=60, w=80):
@@ -287,9 +280,8 @@ def write_middlebury(root):
         for frame, number in zip(frames, (10, 11), strict=True):
             write_picture(root / f"other-data/{name}/frame{number}.png", frame)
         unknown = rectangle(slice(0, 22), slice(0, 9 + 10 * len(samples)))
-        write_flow_file(
-            root / f"other-gt-flow/{name}/flow10.flo", np.where(unknown[..., None], np.float32(1.67e9), flow)
-        )
+        stored = np.where(unknown[..., None], np.float32(1.67e9), flow)
+        write_flow_file(root / f"other-gt-flow/{name}/flow10.flo", stored)
         samples.append(FlowSample(name, "", *frames, flow, {"all": ~unknown}))
     return samples
 
@@ -445,18 +437,16 @@ def write_label_set(root, set_name, images=None):
     return root
 
 
-def write_coloured_camvid(root, count=6, void=True):
+def write_coloured_camvid(root):
     """CamVid of red, green and blue stripes whose class is their colour; some pixels are void, of random colours."""
     colours = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
     rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for number in range(count):
-            labels = np.repeat(np.repeat(rng.integers(0, 3, (4, 5)), 16, axis=0), 16, axis=1).astype(np.uint8)
-            image = colours[labels] + rng.integers(0, 20, (64, 80, 3)).astype(np.uint8)
-            if void:
-                labels[:16, :16], image[:16, :16] = 11, rng.integers(0, 255, (16, 16, 3))
-            write_picture(root / split / f"{number}.png", image[..., ::-1])
-            write_picture(root / f"{split}annot" / f"{number}.png", labels)
+    for split, number in product(("train", "val"), range(6)):
+        labels = np.repeat(np.repeat(rng.integers(0, 3, (4, 5)), 16, axis=0), 16, axis=1).astype(np.uint8)
+        image = colours[labels] + rng.integers(0, 20, (64, 80, 3)).astype(np.uint8)
+        labels[:16, :16], image[:16, :16] = 11, rng.integers(0, 255, (16, 16, 3))
+        write_picture(root / split / f"{number}.png", image[..., ::-1])
+        write_picture(root / f"{split}annot" / f"{number}.png", labels)
     return root
 
 

@@ -8,7 +8,6 @@ import re
 import struct
 import tracemalloc
 import zlib
-from collections import Counter
 from itertools import islice, pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,17 +64,14 @@ sizes = st.tuples(st.integers(33, 100), st.integers(33, 100))
 @given(seed=seeds, size=sizes, frames=st.integers(1, 4))
 def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
     item = MovingShapes(length=1, size=size, frames=frames, seed=seed)[0]
-    kinds = {"images": ((frames, 3), torch.float32)}
-    kinds |= {f"flow_{way}": ((frames - 1, 2), torch.float32) for way in ("forward", "backward")}
-    kinds |= {f"visible_{way}": ((frames - 1, 1), torch.bool) for way in ("forward", "backward")}
-    kinds |= dict.fromkeys(("instances", "classes"), ((frames,), torch.int64))
-    assert {name: (value.shape, value.dtype) for name, value in item.items()} == {
-        name: ((*shape, *size), dtype) for name, (shape, dtype) in kinds.items()
-    }
+    kinds = {"images": ((frames, 3), torch.float32)} | dict.fromkeys(("instances", "classes"), ((frames,), torch.int64))
+    for way in ("forward", "backward"):
+        kinds |= {f"flow_{way}": ((frames - 1, 2), torch.float32), f"visible_{way}": ((frames - 1, 1), torch.bool)}
+    assert {name: (value.shape[:-2], value.dtype) for name, value in item.items()} == kinds
+    assert all(value.shape[-2:] == size for value in item.values())
     assert item["images"].min() >= 0 and item["images"].max() <= 1
     assert item["flow_forward"].isfinite().all() and item["flow_backward"].isfinite().all()
-    assert item["classes"].max() < len(SHAPE_CLASSES)
-    assert torch.equal(item["instances"] == 0, item["classes"] == 0)
+    assert item["classes"].max() < len(SHAPE_CLASSES) and torch.equal(item["instances"] == 0, item["classes"] == 0)
 
 
 def test_with_looks_by_class_each_class_has_one_look_and_nothing_else_changes():
@@ -224,11 +220,10 @@ def test_pairs_images_and_labels_show_the_frames_of_the_items():
 
 # ------------------------------------------------------------------------------------------------ data sets of video
 
-
 DRIVE = "2011_09_26/2011_09_26_drive_0001_sync"
 RUNS = ("{00,01,02,03,04,05,06,07,08}", "{13,14,15,16,17,18,19,20}")  # without the frames that KITTI measures
 KITTI = [f"{part}/{{}}/00000{scene}_{run}.png" for part in ("training", "testing") for scene in (0, 1) for run in RUNS]
-THINGS = [f"frames_{{}}pass/TRAIN/{clip}/000{{{{6,7,8}}}}.png" for clip in ("A/0/left", "A/0/right", "C/1/left")]
+THINGS = [f"frames_{{}}pass/TRAIN/{clip}/000{{{{6,7,8}}}}.png" for clip in expand("{A/0000,C/0001}/{left,right}")]
 CLIPS = {
     "kitti_raw": [
         f"{DRIVE}/image_02/data/000000000{{0,1,2,3}}.png",
@@ -287,9 +282,7 @@ def test_each_video_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_
 
 
 @pytest.mark.parametrize("name, images", [("kitti2012", "colored_0"), ("kitti2015", "image_2")])
-def test_kitti_with_frames_10_and_11_alone_is_no_multiview_extension_and_two_of_them_are_an_error(
-    name, images, tmp_path
-):
+def test_kitti_with_frames_10_and_11_alone_is_no_multiview_extension_and_two_are_an_error(name, images, tmp_path):
     write_images(tmp_path / "plain", expand(f"{{training,testing}}/{images}/000000_{{10,11}}.png"))
     assert find_video_set(name, tmp_path) is None
     multiview = write_video_set(name, tmp_path / "multiview")
@@ -345,19 +338,14 @@ def drawn(mix, count, seed=0):
     return [tuple(mix[index][0].tolist()) for _, index in islice(stream, count)]
 
 
-contents = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=4)
-
-
-@given(content=contents, seed=seeds)
+@given(content=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 4)), min_size=1, max_size=4), seed=seeds)
 def test_a_pass_repeats_each_set_at_an_even_rate_and_wholly_before_any_of_it_comes_again(content, seed):
     mix = mix_of(*content)
-    assert [tuple(mix[index][0].tolist()) for index in range(len(mix))] == [
-        (k, i) for k, (length, repeats) in enumerate(content) for _ in range(repeats) for i in range(length)
-    ]
+    whole = [(k, i) for k, (length, repeats) in enumerate(content) for _ in range(repeats) for i in range(length)]
+    assert [tuple(mix[index][0].tolist()) for index in range(len(mix))] == whole
     items = drawn(mix, 3 * len(mix), seed)
     for start in range(0, len(items), len(mix)):
-        times = Counter(items[start : start + len(mix)])
-        assert times == {(k, i): repeats for k, (length, repeats) in enumerate(content) for i in range(length)}
+        assert sorted(items[start : start + len(mix)]) == sorted(whole)
     numbers = np.array([number for number, _ in items[: len(mix)]])
     for k, (length, repeats) in enumerate(content):
         own = [index for number, index in items if number == k]
@@ -432,14 +420,11 @@ def test_the_command_lists_the_mix_the_images_and_where_to_download_the_rest(dat
 # ------------------------------------------------------------------------------------------------ ImageNet
 
 PHOTOS = ["n01440764/n01440764_18.JPEG", "n01440764/n01440764_36.JPEG", "n02119789/n02119789_1.JPEG"]
-
-
-LAYOUTS = (
+LAYOUTS = [
     "",
-    "train",
     "ILSVRC2012",
-    *expand("{ImageNet,imagenet-1k,ILSVRC/Data/CLS-LOC,ImageNet/ILSVRC/Data/CLS-LOC}/train"),
-)
+    *expand("{,ImageNet/,imagenet-1k/,ILSVRC/Data/CLS-LOC/,ImageNet/ILSVRC/Data/CLS-LOC/}train"),
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -518,8 +503,8 @@ def test_a_written_flow_is_read_back_exactly_or_to_a_128th_of_a_pixel_and_is_cli
         write_flow(tmp_path / "nowhere/a.flo", flow)
 
 
-def png_of(*shape, kind=np.uint16):
-    return cv2.imencode(".png", np.ones(shape, kind))[1].tobytes()
+def png_of(values):
+    return cv2.imencode(".png", values)[1].tobytes()
 
 
 ABSURD_SIZE = struct.pack(">IIBBBBB", 2**30, 2**30, 16, 2, 0, 0, 0)
@@ -535,9 +520,9 @@ DAMAGE = {
     "absurd size.pfm": lambda good: good.replace(b"7 5", b"999999 999999", 1),
     "endless size.pfm": lambda good: good.replace(b"7 5", b"9" * 5000 + b" 5", 1),
     "cut short.png": lambda good: good[: len(good) // 2],
-    "eight bits.png": lambda good: png_of(5, 7, 3, kind=np.uint8),
-    "one channel.png": lambda good: png_of(5, 7),
-    "nothing known.png": lambda good: cv2.imencode(".png", np.zeros((5, 7, 3), np.uint16))[1].tobytes(),
+    "eight bits.png": lambda good: png_of(np.ones((5, 7, 3), np.uint8)),
+    "one channel.png": lambda good: png_of(np.ones((5, 7), np.uint16)),
+    "nothing known.png": lambda good: png_of(np.zeros((5, 7, 3), np.uint16)),
     "absurd size.png": lambda good: good[:16] + ABSURD_SIZE + good[33:],
 }
 
@@ -545,15 +530,13 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_flow_file_is_named_without_a_large_allocation(name, tmp_path):
     path = helpers.write_flow_file(tmp_path / name, helpers.random_flow(0))
-    read_flow(path)  # good until here
     path.write_bytes(DAMAGE[name](path.read_bytes()))
     tracemalloc.start()
-    try:
-        with raises_one_line(ValueError, path):
-            read_flow(path)
-        assert tracemalloc.get_traced_memory()[1] < 2**24
-    finally:
-        tracemalloc.stop()
+    with raises_one_line(ValueError, path):
+        read_flow(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 @pytest.mark.parametrize("ending", FLOW_ENDINGS)
@@ -651,8 +634,6 @@ def test_several_benchmarks_without_a_name_or_none_at_all_are_reported_with_what
         find_benchmark(disk[0])
     with raises_one_line(MissingSet, tmp_path, "no true flow", "flow_occ", "frames_cleanpass"):
         find_benchmark(tmp_path)
-    with raises_one_line(FileNotFoundError, f"{tmp_path / 'nowhere'}: no such folder"):
-        find_benchmark(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", helpers.FLOW_SETS)
@@ -675,8 +656,8 @@ def test_a_missing_frame_is_named_and_pairs_without_both_are_left_out_with_a_not
 
 def test_chairs_are_the_validation_pairs_of_the_list_and_pairs_of_ones_own_need_three_names_only(tmp_path):
     write_benchmark(tmp_path / "FlyingChairs", "chairs")
-    listed = (tmp_path / "FlyingChairs/FlyingChairs_train_val.txt").rename(tmp_path / "FlyingChairs_train_val.txt")
-    # Beside the folder, as the download leaves it.
+    listed = tmp_path / "FlyingChairs_train_val.txt"  # beside the folder, as the download leaves it
+    (tmp_path / "FlyingChairs" / listed.name).rename(listed)
     assert [pair.name for pair in find_benchmark(tmp_path, "chairs")[1]] == ["00002", "00003"]
     listed.unlink()
     assert [pair.name for pair in find_benchmark(tmp_path)[1]] == ["00001", "00002", "00003"]
@@ -835,15 +816,6 @@ def test_cityscapes_takes_the_files_of_classes_where_they_are_there(tmp_path):
 # ------------------------------------------------------------------------------------------------------ augmentation
 
 
-def bright_and_dark(seed, h, w):
-    """Random blocks of 8x8 px: class 18 is light grey, class 3 dark grey; the changes of colour keep this order."""
-    blocks = np.random.default_rng(seed).integers(0, 2, (-(-h // 8), -(-w // 8)))
-    blocks.flat[:2] = 0, 1
-    light = np.kron(blocks, np.ones((8, 8), np.int64))[:h, :w]
-    image = torch.from_numpy(np.where(light, 200, 60).astype(np.uint8)).expand(3, -1, -1).contiguous()
-    return image, torch.from_numpy(np.where(light, 18, 3))
-
-
 @given(seed=seeds, h=st.integers(1, 50), w=st.integers(1, 50), crop=st.integers(1, 40), size=st.integers(4, 40))
 def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torchs_seed(seed, h, w, crop, size):
     image, labels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8), torch.randint(0, 2, (h, w)) * 18 + 2
@@ -860,15 +832,14 @@ def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torc
     assert torch.equal(image, copies[0]) and torch.equal(labels, copies[1])
 
 
-@given(seed=seeds, h=st.sampled_from([24, 32, 56]), w=st.sampled_from([24, 40, 64]), crop=st.integers(16, 64))
-def test_labels_are_moved_with_the_image(seed, h, w, crop):
+@given(seed=seeds, h=st.integers(8, 60), w=st.integers(8, 60), crop=st.integers(16, 64), axis=st.sampled_from((0, 1)))
+def test_labels_are_moved_with_the_image(seed, h, w, crop, axis):
     torch.manual_seed(seed)
-    image, labels = LabelAugmentation(crop, min(h, w))(*bright_and_dark(seed, h, w))
-    # Near a border of two classes, which may lie just outside of the crop, the colours mix.
-    light, dark = (torch.nn.functional.max_pool2d((labels != c)[None].float(), 5, 1)[0] == 0 for c in (18, 3))
-    assume(light.any() and dark.any())
-    grey = image.mean(dim=0)[2:-2, 2:-2]
-    assert grey[light].min() > grey[dark].max()
+    place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))[axis]
+    augment = LabelAugmentation(crop, min(h, w))
+    augment.change = lambda view: view / 4.0  # no colours
+    image, labels = augment((4 * place).byte().expand(3, h, w).contiguous(), place)
+    assert (image - labels)[:, labels != VOID].abs().max() <= 1
 
 
 def test_crops_lie_anywhere_half_of_them_flipped_and_colours_change_but_no_label():
@@ -887,7 +858,7 @@ def test_crops_lie_anywhere_half_of_them_flipped_and_colours_change_but_no_label
 
 
 def test_the_shorter_side_becomes_the_size_times_a_factor_and_what_is_beyond_the_image_is_void():
-    image, labels = bright_and_dark(0, 20, 30)
+    image, labels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8), torch.randint(0, 9, (20, 30))
     shapes, corners, mean_colours = set(), set(), 0
     for seed in range(200):
         torch.manual_seed(seed)
@@ -1004,11 +975,9 @@ def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(words, tmp_path)
         video.masks(1), video.frames(1)
 
 
-def two_blocks(first, second, void=None):
+def two_blocks(first, second, void=0):
     mask = helpers.block(first)
-    mask[9:11, 2:14] = second
-    if void is not None:
-        mask[:2, 5:] = void
+    mask[9:11, 2:14], mask[:2, 5:] = second, void
     return mask
 
 
