@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import random
 import re
 import signal
 import struct
@@ -123,6 +124,15 @@ def cut_short(path):
     return path
 
 
+def damage(path, seed):
+    """Changes, removes or adds bytes at up to four random places, half of them in the header; may cut the file."""
+    dice, content = random.Random(seed), bytearray(path.read_bytes())
+    for _ in range(dice.randint(1, 4)):
+        place = dice.randrange(dice.choice((40, len(content))))
+        content[place : place + dice.randrange(3)] = dice.randbytes(dice.randrange(3))
+    path.write_bytes(content[: dice.choice((None, dice.randrange(len(content))))])
+
+
 def write_mac_leftovers(folder):
     """Files ._NAME beside the others, and in a folder __MACOSX, as archives from a Mac contain them."""
     for path in [path for path in folder.rglob("*") if path.is_file()]:
@@ -212,6 +222,14 @@ def textured_clip(seed, *flows):
     return frames
 
 
+def write_clip(root, pattern, seed, *flows, first=1):
+    """A textured clip along the flows, under the names that the pattern gives for its numbers. Returns the frames."""
+    frames = textured_clip(seed, *flows)
+    for number, frame in enumerate(frames, first):
+        write_picture(root / pattern.format(number), frame)
+    return frames
+
+
 def rectangle(y, x, h=60, w=80):
     """A boolean mask (h, w) that is True on the rows and columns of two slices."""
     mask = np.zeros((h, w), bool)
@@ -255,9 +273,7 @@ def write_kitti_set(root, images):
     samples = []
     for seed, (motions, (h, w)) in enumerate(((FAST, (60, 80)), (SLOW, (52, 90)))):
         name, flow = f"{seed:06d}_10", bands(motions, h, w)
-        frames = textured_clip(seed, flow)
-        for frame, number in zip(frames, (10, 11), strict=True):
-            write_picture(root / f"training/{images}/{seed:06d}_{number}.png", frame)
+        frames = write_clip(root, f"training/{images}/{seed:06d}_{{}}.png", seed, flow, first=10)
         occ = np.random.default_rng(seed).random((h, w)) < 0.7
         noc = occ & ~rectangle(slice(5, 45), slice(50, w), h, w)
         write_flow_file(root / f"training/flow_occ/{name}.png", flow, occ)
@@ -276,9 +292,7 @@ def write_middlebury(root):
     samples = []
     for name, motions in {"Grove9": SLOW, "Urban9": FAST}.items():
         flow = bands(motions)
-        frames = textured_clip(len(samples), flow)
-        for frame, number in zip(frames, (10, 11), strict=True):
-            write_picture(root / f"other-data/{name}/frame{number}.png", frame)
+        frames = write_clip(root, f"other-data/{name}/frame{{}}.png", len(samples), flow, first=10)
         unknown = rectangle(slice(0, 22), slice(0, 9 + 10 * len(samples)))
         stored = np.where(unknown[..., None], np.float32(1.67e9), flow)
         write_flow_file(root / f"other-gt-flow/{name}/flow10.flo", stored)
@@ -291,9 +305,7 @@ def write_chairs(root):
     samples = []
     for number, motions in enumerate((((20, 20),), FAST, SLOW), start=1):
         flow = bands(motions)
-        frames = textured_clip(number, flow)
-        for frame, which in zip(frames, (1, 2), strict=True):
-            write_picture(root / f"data/{number:05d}_img{which}.ppm", frame)
+        frames = write_clip(root, f"data/{number:05d}_img{{}}.ppm", number, flow)
         write_flow_file(root / f"data/{number:05d}_flow.flo", flow)
         samples.append(FlowSample(f"{number:05d}", "", *frames, flow, {"all": np.ones((60, 80), bool)}))
     (root / "FlyingChairs_train_val.txt").write_text("1\n2\n2\n")
@@ -328,9 +340,7 @@ def write_hd1k(root):
     samples = []
     for sequence, motions in enumerate(((SLOW, SLOW[::-1]), (FAST,))):
         flows = [bands(each) for each in motions]
-        frames = textured_clip(sequence, *flows)
-        for number, frame in enumerate(frames, start=10):
-            write_picture(root / f"hd1k_input/image_2/{sequence:06d}_{number:04d}.png", frame)
+        frames = write_clip(root, f"hd1k_input/image_2/{sequence:06d}_{{:04d}}.png", sequence, *flows, first=10)
         for number, flow in enumerate((*flows, 5 * flows[0]), start=10):
             known = np.random.default_rng(number).random((60, 80)) < 0.3 + 0.1 * (number - 9)
             write_flow_file(root / f"hd1k_flow_gt/flow_occ/{sequence:06d}_{number:04d}.png", flow, known)
@@ -355,18 +365,14 @@ def write_testing_split(root, name):
     pairs = {}
     if name == "sintel":
         for seed, (group, place) in enumerate(product(("clean", "final"), ("PERTURBED_x", "wall"))):
-            frames = textured_clip(seed, bands(SLOW), bands(FAST))
-            for number, frame in enumerate(frames, start=1):
-                write_picture(root / f"test/{group}/{place}/frame_{number:04d}.png", frame)
+            frames = write_clip(root, f"test/{group}/{place}/frame_{{:04d}}.png", seed, bands(SLOW), bands(FAST))
             for number in (1, 2):
                 pairs[f"{group}/{place}/frame_{number:04d}.flo"] = (frames[number - 1], frames[number])
         return pairs
     for scene in (0, 1):
-        frames = textured_clip(scene, bands(SLOW, 60, 80 + 4 * scene))
-        for frame, number in zip(frames, (10, 11), strict=True):
-            folder = "image_2" if name == "kitti2015" else "image_0"
-            write_picture(root / f"testing/{folder}/{scene:06d}_{number}.png", frame)
-        pairs[f"{'flow/' if name == 'kitti2015' else ''}{scene:06d}_10.png"] = tuple(frames)
+        images, flows = ("image_2", "flow/") if name == "kitti2015" else ("image_0", "")
+        pattern, flow = f"testing/{images}/{scene:06d}_{{}}.png", bands(SLOW, 60, 80 + 4 * scene)
+        pairs[f"{flows}{scene:06d}_10.png"] = tuple(write_clip(root, pattern, scene, flow, first=10))
     return pairs
 
 
@@ -514,11 +520,9 @@ def write_three_sequences(home):
     runs = [boxes({1: (5 + t, 6 + 3 * t, 14, 13), 2: (23, 41 - 2 * t, 17, 15)}) for t in range(6)]
     wrong_end = boxes({1: (0, 0, 48, 32), 2: (0, 32, 48, 32)})
     write_painted(home, "apples", runs, [*runs[:5], wrong_end])
-    runs = [
-        boxes({3: (9, 8 + 2 * t, 18, 12), 1: (30 - t, 37, 11, 19)} | ({7: (2, 45, 9, 9)} if t > 2 else {}))
-        for t in range(5)
-    ]
-    write_painted(home, "bikes", runs, [runs[0], runs[1], None, runs[3], runs[4]])
+    strangers = [{}, {}, {}, {7: (2, 45, 9, 9)}, {7: (2, 45, 9, 9)}]
+    runs = [boxes({3: (9, 8 + 2 * t, 18, 12), 1: (30 - t, 37, 11, 19)} | strangers[t]) for t in range(5)]
+    write_painted(home, "bikes", runs, [*runs[:2], None, *runs[3:]])
     runs = [boxes({1: (12, 5 + 4 * t, 20, 17)}) for t in range(6)]
     stored = [mask.copy() for mask in runs]
     for t, mask in enumerate(stored):
