@@ -7,7 +7,7 @@ import struct
 from collections import namedtuple
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import cv2
@@ -179,15 +179,14 @@ def write_picture(path, picture):
 def read_submission(path):
     """A flow file by torchvision and by OpenCV, which have to agree; every pixel has to be known."""
     if path.suffix == ".flo":
-        flow = _read_flo(str(path)).transpose(1, 2, 0)
-        np.testing.assert_array_equal(flow, cv2.readOpticalFlow(str(path)))
-        return flow
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    assert stored.dtype == np.uint16 and stored.shape[2] == 3 and (stored[..., 0] == 1).all()
-    flow, valid = _read_16bits_png_with_flow_and_valid_mask(str(path))
-    assert valid.all()
-    np.testing.assert_array_equal(flow.transpose(1, 2, 0), (stored[..., :0:-1].astype(np.float64) - 2**15) / 64)
-    return flow.transpose(1, 2, 0)
+        flow, expected = _read_flo(str(path)), cv2.readOpticalFlow(str(path))
+    else:
+        flow, valid = _read_16bits_png_with_flow_and_valid_mask(str(path))
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert valid.all() and stored.dtype == np.uint16 and stored.shape[2] == 3 and (stored[..., 0] == 1).all()
+        expected = (stored[..., :0:-1].astype(np.float64) - 2**15) / 64
+    np.testing.assert_array_equal(flow.transpose(1, 2, 0), expected)
+    return expected
 
 
 FAST = ((3, 1), (6, 8), (12, -9), (24, 32), (45, 4))
@@ -366,8 +365,8 @@ def write_testing_split(root, name):
     if name == "sintel":
         for seed, (group, place) in enumerate(product(("clean", "final"), ("PERTURBED_x", "wall"))):
             frames = write_clip(root, f"test/{group}/{place}/frame_{{:04d}}.png", seed, bands(SLOW), bands(FAST))
-            for number in (1, 2):
-                pairs[f"{group}/{place}/frame_{number:04d}.flo"] = (frames[number - 1], frames[number])
+            for number, pair in enumerate(pairwise(frames), start=1):
+                pairs[f"{group}/{place}/frame_{number:04d}.flo"] = pair
         return pairs
     for scene in (0, 1):
         images, flows = ("image_2", "flow/") if name == "kitti2015" else ("image_0", "")
@@ -484,11 +483,9 @@ def write_davis(home, names, resolution="480p"):
 def write_davis_lists(home, folder, files, **lists):
     """ImageSets/FOLDER/SPLIT.txt of DAVIS 2016 (the files of each sequence) or 2017 (its name)."""
     (home / "ImageSets" / folder).mkdir(parents=True, exist_ok=True)
+    row = f"/JPEGImages/{folder}/{{0}}/{{1:05d}}.jpg /Annotations/{folder}/{{0}}/{{1:05d}}.png"
     for split, names in lists.items():
-        lines = names
-        if files:
-            row = f"/JPEGImages/{folder}/{{0}}/{{1:05d}}.jpg /Annotations/{folder}/{{0}}/{{1:05d}}.png"
-            lines = [row.format(name, i) for name in names for i in range(3)]
+        lines = [row.format(name, i) for name in names for i in range(3)] if files else names
         (home / "ImageSets" / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
 
 
