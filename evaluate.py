@@ -554,6 +554,8 @@ def flow_of_video(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes NAME_flow.mp4, each frame beside its flow to the next, and figures spread evenly over the video."""
     path, film = config.video, config.output_dir / f"{config.video.stem}_flow.mp4"
     pairs = VideoPairs(path, transform=lambda *frames: tuple(frame.float() / 255 for frame in frames))
+    if len(pairs.clips) > 1:
+        raise ValueError(f"{path}: holds {len(pairs.clips)} clips; name one of them")
     scale = 1.0
     count = min(len(pairs), max((config.max_frames or sys.maxsize) - 1, 1))
     pictured = set(np.linspace(0, count - 1, min(config.pictures, count)).round().astype(int))
@@ -711,6 +713,8 @@ def train_segmenter(segmenter: Segmenter, training: LabelData, recipe: Recipe, c
     checkpoint, warnings = newest_checkpoint(config.output_dir, load_checkpoint)
     print("".join(f"{warning}\n" for warning in warnings), end="")
     if checkpoint:
+        if warnings:  # the next save would move the damaged file over the good checkpoint.1.pt
+            path.rename(path.with_name("damaged-checkpoint.pt"))
         # The weights say which model it is, wherever it is stored.
         may_differ = ["output_dir", "workers", "pictures", "data_root", "model"]
         check_same_run(path, checkpoint["config"], settings, may_differ + ["encoder"] * ("weights" in settings))

@@ -67,7 +67,7 @@ class Config:
     epochs: int = 100  # (paper)
     steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
     max_steps: int | None = None  # Stop after this many steps in all; the schedules stay those of --epochs.
-    flow_start_epoch: float = 10.0  # The content task trains alone until then (paper).
+    flow_start_epoch: float = 10.0  # Content trains alone until then (paper); not with --init and frozen, finetune.
     image_batch: int = 384  # Images per step over all processes (second-hand).
     video_batch: int = 8  # Video pairs per step over all processes (second-hand).
     image_size: int = 224  # Side of the two views (paper).
@@ -97,8 +97,11 @@ class Config:
 
 FLOW_ALONE = ("frozen", "finetune")
 """Strategies in which flow is learned without content."""
-MAY_DIFFER = ("output_dir", "max_steps", "workers", "compile", "log_every", "checkpoint_every", "bad_files")
-"""Fields that may change when a run continues: they do not change what is learned."""
+MAY_DIFFER = (
+    *("output_dir", "data_root", "video_dir", "image_dir", "backbone", "init"),  # of data, the number is compared
+    *("max_steps", "workers", "compile", "log_every", "checkpoint_every", "bad_files", "validation_pairs"),
+)
+"""Fields that may change when a run continues."""
 
 PRESETS = {
     "paper": Config(),
@@ -152,9 +155,18 @@ def check(config: Config) -> None:
     pairs = 0 if config.task == "vicreg" else config.video_batch
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
     one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
+    for name in ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "validation_pairs"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     for wrong, message in (
-        (config.video_batch < 1, "--video-batch must be at least 1"),
-        (config.image_batch < 2, "--image-batch must be at least 2: VICReg's terms are statistics over images"),
+        (config.task != "vicreg" and pairs < 1, "--video-batch must be at least 1"),
+        (
+            config.task != "mjepa" and images < 2,
+            "--image-batch must be at least 2: VICReg needs statistics over images",
+        ),
+        (not 0 <= config.bad_files <= 1, "--bad-files is a share of the files, from 0 to 1"),
+        (config.frame_strides != (1,) and not config.video_dir, "--frame-strides needs --video-dir"),
         (images % world, f"--image-batch {images} must be a multiple of the {world} processes"),
         (pairs % world, f"--video-batch {pairs} must be a multiple of the {world} processes"),
         (config.sets and (not config.data_root or config.video_dir), "--sets needs --data-root, and no --video-dir"),
@@ -348,14 +360,16 @@ def open_run(config: Config) -> Run:
     if device.type == "cuda" and processes.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processes.connect(device)
-    processes.check_same_everywhere(checkpoint.flatten(settings) | {"first step": start})
+    plan = make_plan(config, videos, images)
+    learned = {name: value for name, value in checkpoint.flatten(settings).items() if name not in MAY_DIFFER}
+    together = {"first step": start, "last step": plan.end, "bad_files": config.bad_files, "compile": config.compile}
+    processes.check_same_everywhere(learned | together)
     if state and warnings and processes.rank() == 0:
         # All processes have read it by now (the check above waits for them). The next save would move this damaged
         # file over the good checkpoint.1.pt.
         path = config.output_dir / "checkpoint.pt"
         path.rename(path.with_name("damaged-checkpoint.pt"))
     notes = [*(source.note for source in sources if source.note), *warnings]
-    plan = make_plan(config, videos, images)
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 

@@ -91,6 +91,6 @@ def run_command(command: Callable[[], object]) -> None:
             line = f"{remedy} ({line[:200]})"
         elif int(os.environ.get("LOCAL_RANK", 0)) > 0:
             # Most likely all processes fail alike: the first reports it, and torchrun ends the others meanwhile.
-            time.sleep(30)
+            time.sleep(5)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(1)

@@ -53,9 +53,12 @@ def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     """The lines of metrics.jsonl up to a step, without one that was cut off when its process was killed."""
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            yield line
+    try:
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                yield line
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a line is damaged; repair or remove it") from error
 
 
 class Log:

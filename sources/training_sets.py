@@ -232,7 +232,8 @@ class ImageNet(ImageFolder):
         place = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
         if place is None:
             raise MissingSet(
-                f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (https://image-net.org/download)"
+                f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (image-net.org/download); or "
+                "use --image-dir, or --task mjepa"
             )
         try:
             super().__init__(place, loader=load_image, is_valid_file=is_image)

@@ -371,4 +371,4 @@ def test_ctrl_c_is_one_line_and_the_other_processes_wait_before_they_report_the_
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit):
         run_command(lambda: int("a"))
-    assert waited == [30] and capsys.readouterr().err.startswith("error: ")
+    assert waited == [5] and capsys.readouterr().err.startswith("error: ")
