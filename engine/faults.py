@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from engine.log import Log
 
-BAD_STEPS_IN_A_ROW = 10
-"""A run ends after this many steps in a row with a loss or a gradient that is not finite."""
+BAD_STEPS_IN_A_ROW = 10  # this many steps in a row with a loss or a gradient that is not finite end a run
 MACHINE_FAULTS = {
     "out of memory|can't allocate memory": "out of memory: make the batches smaller (--image-batch, --video-batch), or "
     "the images (evaluate.py flow --resize 0.5)",

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,12 +51,11 @@ def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
         to_pil_image(image).save(temporary)
 
 
-def _lines_until(path: Path, step: int) -> Iterator[str]:
+def _lines_until(path: Path, step: int) -> str:
     """The lines of metrics.jsonl up to a step, without one that was cut off when its process was killed."""
+    lines = path.read_text().splitlines(keepends=True)
     try:
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                yield line
+        return "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: a line is damaged; repair or remove it") from error
 
@@ -71,7 +70,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         if self.metrics.exists():
             with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(_lines_until(self.metrics, start)))
+                temporary.write_text(_lines_until(self.metrics, start))
         # TensorBoard's thread keeps its error and raises it in ours at the next number: it need not print it too.
         self.excepthook, threading.excepthook = threading.excepthook, self._print_unless_tensorboard
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)

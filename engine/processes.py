@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """The number of this process among those of the run; the first, 0, writes and prints."""
+    """The number of this process; the first, 0, writes and prints."""
     return int(os.environ.get("RANK", 0))
 
 
