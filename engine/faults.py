@@ -22,8 +22,7 @@ MACHINE_FAULTS = {
     "another machine",
 }
 """What a RuntimeError of torch says where the machine is to blame, and the remedy."""
-Report = tuple[str, str]
-"""What a process reports to all others: ("frames" or "images", a bad file), ("signal", name), ("not finite", term)."""
+Report = tuple[str, str]  # to all processes: ("frames" or "images", a bad file), ("signal", name), ("not finite", term)
 
 
 class Faults:
