@@ -1,7 +1,7 @@
-"""Eqs. 2 to 6 and VICReg against float64 loops, the original authors' numbers, and properties that always hold.
+"""Eqs. 2 to 6 and VICReg against float64 loops, NumPy's statistics, the original authors' numbers, and properties.
 
-The loops are written from the equations, one pixel or sample at a time, and share nothing with losses.py. The golden
-numbers (tests/golden) were computed by the published code of VICReg and ARFlow.
+The loops are written from the equations, one pixel at a time, and share nothing with losses.py. The golden numbers
+(tests/golden) were computed by the published code of VICReg and ARFlow.
 """
 
 import ast
@@ -82,23 +82,6 @@ def loop_smoothness(flow, image, edge_weight, order):
     return result
 
 
-def loop_covariance_matrix(x):
-    n, d = x.shape
-    columns = [x[:, k].tolist() for k in range(d)]
-    deviations = [[value - sum(column) / n for value in column] for column in columns]
-    return [[sum(a * b for a, b in zip(p, q, strict=True)) / (n - 1) for q in deviations] for p in deviations]
-
-
-def loop_variance(x, gamma=1.0, eps=1e-4):
-    matrix, d = loop_covariance_matrix(x), x.shape[1]
-    return sum(max(0.0, gamma - math.sqrt(matrix[k][k] + eps)) for k in range(d)) / d
-
-
-def loop_covariance(x):
-    matrix, d = loop_covariance_matrix(x), x.shape[1]
-    return sum(matrix[k][m] ** 2 for k, m in np.ndindex(d, d) if k != m) / d
-
-
 # -------------------------------------------------------------------------- Eqs. 2 and 5: masked squared differences
 
 
@@ -107,18 +90,6 @@ def loop_covariance(x):
 def test_squared_difference_losses_equal_the_loops(loss, mask):
     x, y = normal(0, 2, 3, 5, 6), normal(1, 2, 3, 5, 6)
     close(loss(x, y, mask), loop_masked_mean((x - y) ** 2, mask))
-
-
-@squared_losses
-@given(seed=seeds, size=sizes)
-def test_squared_difference_losses_are_symmetric_and_ignore_masked_pixels_and_the_order_of_the_batch(loss, seed, size):
-    x, y, mask = normal(seed, *size), normal(seed + 1, *size), random_mask(seed, size[0], *size[2:])
-    value = loss(x, y, mask)
-    assert loss(x, x, mask) == 0 and value > 0
-    close(loss(y, x, mask), value)
-    close(loss(x, torch.where(mask, y, 1e3 * normal(seed + 2, *size)), mask), value)
-    close(loss(x.flip(0), y.flip(0), mask.flip(0)), value)
-    close(loss(x, y, 0.25 * mask.double()), value)
 
 
 @squared_losses
@@ -141,21 +112,12 @@ def test_a_mask_without_a_valid_pixel_gives_zero_and_zero_gradients(name):
 # ------------------------------------------------------------------------------------------- Eq. 3: reconstruction
 
 
-def test_ssim_distance_equals_the_loops():
-    x, y = uniform(0, 2, 3, 5, 6), uniform(1, 2, 3, 5, 6)
-    close(losses.ssim_distance(x, y), loop_ssim_distance(x, y))
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_ssim_distance_equals_the_published_code(dtype, tolerance):
+def test_ssim_distance_and_reconstruction_loss_equal_the_published_code(dtype, tolerance):
     numbers = golden("photometric")
     distance = losses.ssim_distance(numbers["image"].to(dtype), numbers["other"].to(dtype))
     assert distance.dtype == dtype
     close(distance, numbers["ssim_distance_3x3_valid"], tolerance)
-
-
-def test_reconstruction_loss_equals_the_published_ssim_plus_plain_differences():
-    numbers = golden("photometric")
     difference = numbers["image"] - numbers["other"]
     expected = difference.abs().mean() + difference.square().mean() + numbers["ssim_distance_3x3_valid"].mean()
     close(losses.reconstruction_loss(numbers["image"], numbers["other"]), expected)
@@ -196,16 +158,6 @@ def test_reconstruction_loss_equals_the_loops(weights, mask):
     close(losses.reconstruction_loss(x, y, mask, l1=l1, l2=l2, ssim=ssim), expected)
     if weights == (1, 1, 1):
         close(losses.reconstruction_loss(x, y, mask), expected)
-
-
-@given(seed=seeds, b=st.integers(1, 3), h=st.integers(3, 8), w=st.integers(3, 8))
-def test_reconstruction_loss_is_zero_for_equal_images_symmetric_and_ignores_the_order_of_the_batch(seed, b, h, w):
-    x, y, mask = uniform(seed, b, 3, h, w), uniform(seed + 1, b, 3, h, w), random_mask(seed, b, h, w)
-    value = losses.reconstruction_loss(x, y, mask)
-    assert value > 0
-    close(losses.reconstruction_loss(x, x, mask), 0.0, 1e-9)
-    close(losses.reconstruction_loss(y, x, mask), value, 1e-9)
-    close(losses.reconstruction_loss(x.flip(0), y.flip(0), mask.flip(0)), value)
 
 
 @given(seed=seeds)
@@ -265,15 +217,6 @@ def test_smoothness_is_linear_in_the_flow_and_the_same_for_every_offset_sign_axi
     close(losses.smoothness_loss(flow.mT, image.mT, order=order), value)
 
 
-def test_first_order_smoothness_is_zero_for_constant_flow_and_second_order_for_every_affine_flow():
-    image = uniform(0, 1, 3, 6, 7)
-    y, x = torch.meshgrid(torch.arange(6.0).double(), torch.arange(7.0).double(), indexing="ij")
-    affine = torch.stack([0.5 + 0.25 * x - y, 2 * y - 0.75 * x])[None]
-    assert losses.smoothness_loss(torch.ones_like(affine), image) == 0
-    assert losses.smoothness_loss(affine, image) > 0.01
-    close(losses.smoothness_loss(affine, image, order=2), 0.0)
-
-
 def test_a_motion_boundary_costs_less_where_the_image_has_an_edge():
     """One of seven columns of differences is 1; on the edge exp(-10 * 0.3) of it is left."""
     flow, image = torch.zeros(1, 2, 6, 8), torch.zeros(1, 3, 6, 8)
@@ -295,14 +238,8 @@ def test_the_gradient_of_the_smoothness_is_finite_for_constant_flow_and_equals_f
 # ---------------------------------------------------------------------- Eq. 6: variance and covariance, and VICReg
 
 
-@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (6, 6), (2, 5), (5, 1)])
-def test_variance_and_covariance_equal_the_loops_with_their_gradients(shape):
-    x = 0.7 * normal(0, *shape) + normal(1, 1, shape[1])
-    close(losses.variance_loss(x), loop_variance(x))
-    close(losses.variance_loss(x, gamma=2.5, eps=1e-2), loop_variance(x, 2.5, 1e-2))
-    close(losses.covariance_loss(x), loop_covariance(x))
-    assert torch.autograd.gradcheck(losses.variance_loss, [x.requires_grad_()])
-    assert torch.autograd.gradcheck(losses.covariance_loss, [x.requires_grad_()])
+def variance_by_numpy(x, gamma=1.0, eps=1e-4):
+    return np.maximum(0, gamma - np.sqrt(x.numpy().var(axis=0, ddof=1) + eps)).mean()
 
 
 def covariance_by_numpy(x):
@@ -312,24 +249,21 @@ def covariance_by_numpy(x):
 
 
 @given(seed=seeds, n=st.integers(2, 20), d=st.integers(1, 20))
-def test_covariance_is_the_same_through_the_samples_as_through_the_variables(seed, n, d):
-    x = normal(seed, n, d) @ normal(seed + 1, d, d)
+def test_variance_and_covariance_equal_those_of_numpy_however_many_samples_there_are(seed, n, d):
+    x = normal(seed, n, d) @ normal(seed + 1, d, d) / d + normal(seed + 2, 1, d)
+    close(losses.variance_loss(x), variance_by_numpy(x), 1e-9)
+    close(losses.variance_loss(x, gamma=2.5, eps=1e-2), variance_by_numpy(x, 2.5, 1e-2), 1e-9)
     value = losses.covariance_loss(x)
     close(value, covariance_by_numpy(x), 1e-9)
     # Each sample three times changes only n - 1, but takes the other of the two ways where n < d <= 3n.
     close(losses.covariance_loss(x.repeat(3, 1)), value * ((n - 1) * 3 / (3 * n - 1)) ** 2, 1e-9)
 
 
-@given(seed=seeds, n=st.integers(2, 12), d=st.integers(1, 12), offset=st.floats(-10, 10))
-def test_variance_and_covariance_ignore_offsets_and_the_order_of_samples_and_variables(seed, n, d, offset):
-    x = 0.5 * normal(seed, n, d)
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = x[torch.randperm(n, generator=generator)][:, torch.randperm(d, generator=generator)] + offset
-    for loss in (losses.variance_loss, losses.covariance_loss):
-        assert loss(x) > -1e-9  # the diagonal is subtracted from a sum: rounding may leave slightly less than 0
-        close(loss(shuffled), loss(x), 1e-9)
-    assert losses.variance_loss(x) <= 1
-    close(losses.covariance_loss(3 * x), 81 * losses.covariance_loss(x), 1e-9)
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (2, 5)])
+def test_gradients_of_variance_and_covariance_equal_finite_differences(shape):
+    x = (0.7 * normal(0, *shape)).requires_grad_()
+    assert torch.autograd.gradcheck(losses.variance_loss, [x])
+    assert torch.autograd.gradcheck(losses.covariance_loss, [x])
 
 
 def test_covariance_is_exact_in_float32_with_many_variables_and_few_samples():
@@ -340,19 +274,12 @@ def test_covariance_is_exact_in_float32_with_many_variables_and_few_samples():
     close(value, covariance_by_numpy(x), 1e-4)
 
 
-def test_uncorrelated_variables_have_zero_covariance_and_spread_variables_zero_variance_loss():
-    hadamard = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
-    for x in (hadamard, 0.3 * hadamard.repeat(5, 1), normal(0, 8, 1)):
-        close(losses.covariance_loss(x), 0.0, 1e-6)
-    assert losses.variance_loss(hadamard) == 0
-
-
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.01, 0.04)])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 9, 2, 2), (3, 4, 1, 1)])
 def test_variance_covariance_loss_takes_every_position_of_every_map_as_a_sample(weights, shape):
     features = 0.6 * normal(0, *shape)
     samples = torch.stack([features[n, :, i, j] for n, i, j in np.ndindex(shape[0], *shape[2:])])
-    expected = weights[0] * loop_variance(samples) + weights[1] * loop_covariance(samples)
+    expected = weights[0] * variance_by_numpy(samples) + weights[1] * covariance_by_numpy(samples)
     close(losses.variance_covariance_loss(features, variance_weight=weights[0], covariance_weight=weights[1]), expected)
 
 
@@ -367,14 +294,6 @@ def test_moments_summed_over_processes_give_the_loss_of_all_their_positions_with
     )
 
 
-def test_vicreg_loss_equals_the_loops():
-    x, y = 0.6 * normal(0, 6, 4), 0.8 * normal(1, 6, 4)
-    invariance, variance, covariance = losses.vicreg_loss(x, y)
-    close(invariance, sum((float(x[i, j]) - float(y[i, j])) ** 2 for i, j in np.ndindex(6, 4)) / 24)
-    close(variance, (loop_variance(x) + loop_variance(y)) / 2)
-    close(covariance, loop_covariance(x) + loop_covariance(y))
-
-
 def test_vicreg_loss_equals_the_published_code_with_its_gradients():
     numbers = golden("vicreg_loss")
     x, y = numbers["x"].requires_grad_(), numbers["y"].requires_grad_()
@@ -386,16 +305,6 @@ def test_vicreg_loss_equals_the_published_code_with_its_gradients():
     close(total, numbers["total"])
     close(x.grad, numbers["grad_x_of_total"])
     close(y.grad, numbers["grad_y_of_total"])
-
-
-@given(seed=seeds, n=st.integers(2, 12), d=st.integers(1, 12))
-def test_vicreg_loss_is_symmetric_in_the_views_and_ignores_the_order_of_the_batch(seed, n, d):
-    x, y = normal(seed, n, d), normal(seed + 1, n, d)
-    terms = torch.stack(losses.vicreg_loss(x, y))
-    assert (terms > -1e-9).all()
-    for other in ((y, x), (x.flip(0), y.flip(0))):
-        close(torch.stack(losses.vicreg_loss(*other)), terms)
-    assert losses.vicreg_loss(x, x)[0] == 0
 
 
 def test_collapsed_features_cost_the_whole_hinge_and_have_finite_gradients():
@@ -456,24 +365,6 @@ torch.save(results, "results.pt")
         torch.testing.assert_close(results, expected, rtol=0, atol=0, msg=name)
 
 
-# ------------------------------------------------------------------------------------------------- wrong shapes
-
-MAP, FLOW, SAMPLES = torch.rand(2, 3, 6, 7), torch.rand(2, 2, 6, 7), torch.rand(5, 4)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "at_fault"),
-    [
-        ("regression_loss", [MAP[0], MAP], "target"),
-        ("regression_loss", [MAP, MAP, MAP > 0.5], "mask"),
-        ("ssim_distance", [MAP, MAP[..., 1:]], "y"),
-        ("reconstruction_loss", [MAP, MAP, MAP[:, 0] > 0.5], "mask"),
-        ("smoothness_loss", [FLOW, MAP[..., 1:]], "image"),
-        ("cycle_consistency_loss", [MAP, MAP[:1]], "cycled"),
-        ("variance_covariance_loss", [SAMPLES, 1.0, 1.0], "features"),
-        ("vicreg_loss", [SAMPLES, SAMPLES[1:]], "y"),
-    ],
-)
-def test_an_error_about_a_wrong_shape_names_the_argument(name, arguments, at_fault):
-    with pytest.raises(jaxtyping.TypeCheckError, match=f"parameter '{at_fault}'"):
-        getattr(losses, name)(*arguments)
+def test_named_shapes_are_checked_while_the_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'mask'"):
+        losses.regression_loss(torch.rand(2, 3, 6, 7), torch.rand(2, 3, 6, 7), torch.ones(2, 3, 6, 7))
