@@ -173,40 +173,14 @@ def test_region_and_contour_equal_the_official_evaluation_of_davis():
     ]
     np.testing.assert_allclose(np.array(ours)[:, 0], expected["region_similarity_J"], atol=1e-9)
     np.testing.assert_allclose(np.array(ours)[:, 1], expected["contour_accuracy_F"], atol=1e-9)
+    filled = (expected[name].flatten(1).any(dim=1).tolist() for name in ("annotation", "prediction"))
+    assert len(set(zip(*filled, strict=True))) == 4  # one of them, or both, may be empty
 
 
-def contour_by_loops(mask):
-    h, w = mask.shape
-    others = ((0, 1), (1, 0), (1, 1))
-    return [
-        (y, x)
-        for y, x in np.ndindex(h, w)
-        if any(mask[y, x] != mask[min(y + dy, h - 1), min(x + dx, w - 1)] for dy, dx in others)
-    ]
-
-
-@given(seed=st.integers(0, 10_000), h=st.integers(3, 24), w=st.integers(3, 24))
-def test_both_measures_of_davis_equal_plain_loops_and_do_not_depend_on_the_order(seed, h, w):
-    noise = torch.rand(2, 1, h, w, generator=torch.Generator().manual_seed(seed))
-    a, b = F.avg_pool2d(noise, 5, 1, 2, count_include_pad=False)[:, 0] > torch.tensor([0.4, 0.6])[:, None, None]
-    union = sum(bool(a[y, x] or b[y, x]) for y, x in np.ndindex(h, w))
-    hits = sum(bool(a[y, x] and b[y, x]) for y, x in np.ndindex(h, w))
-    assert (
-        evaluate.region_similarity(a, b)
-        == evaluate.region_similarity(b, a)
-        == pytest.approx(hits / union if union else 1)
-    )
-    one, other = contour_by_loops(a.numpy()), contour_by_loops(b.numpy())
-    reach = math.ceil(0.008 * math.hypot(h, w))
-    expected = float(not one and not other)
-    if one and other:
-        precision, recall = (
-            np.mean([any((y - v) ** 2 + (x - u) ** 2 <= reach**2 for v, u in points) for y, x in mine])
-            for mine, points in ((other, one), (one, other))
-        )
-        expected = 2 * precision * recall / (precision + recall) if precision + recall else 0
-    assert evaluate.contour_accuracy(a, b) == pytest.approx(expected)
-    assert evaluate.contour_accuracy(b, a) == pytest.approx(expected)
+@pytest.mark.parametrize("h, w, reach", [(20, 30, 1), (120, 214, 2), (480, 854, 8)])
+def test_contours_agree_if_they_pass_within_0_8_percent_of_the_diagonal(h, w, reach):
+    left, near, far = (torch.arange(w).expand(h, w) < w // 2 + shift for shift in (0, reach, reach + 1))
+    assert evaluate.contour_accuracy(left, near) == 1 and evaluate.contour_accuracy(left, far) == 0
 
 
 @given(values=st.lists(st.floats(0, 1), min_size=1, max_size=120))
@@ -364,7 +338,7 @@ def panel(figure, row, column, h=60, w=80):
     return figure[..., top : top + h, left : left + w]
 
 
-def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
+def test_the_figure_of_the_true_flow_has_a_black_residual_and_a_black_error():
     image_1, image_2 = (
         torch.from_numpy(f.copy()).permute(2, 0, 1) / 255 for f in helpers.textured_clip(0, helpers.bands([(3, 1)]))
     )
@@ -376,18 +350,18 @@ def test_the_figure_of_the_true_flow_has_a_black_difference_and_a_black_error():
     assert panel(beside, 1, 2).max() == 0
 
 
-def test_the_wheel_is_the_last_panel_and_shows_each_direction_in_the_colour_of_its_flow():
+def test_the_colour_key_is_the_last_panel_and_shows_each_direction_in_the_colour_of_its_flow():
     image, flow = torch.rand(3, 60, 80), random_flow(0, b=1, h=60, w=80)[0]
-    wheel = panel(evaluate.flow_figure(image, image, flow), 1, 2)
-    assert torch.equal(wheel, panel(evaluate.flow_figure(image, image, flow, 2 * flow), 1, 3))
+    key = panel(evaluate.flow_figure(image, image, flow), 1, 2)
+    assert torch.equal(key, panel(evaluate.flow_figure(image, image, flow, 2 * flow), 1, 3))
     for angle in range(0, 360, 20):
         x = round(39.5 + 25 * math.cos(math.radians(angle)))
         y = round(29.5 + 25 * math.sin(math.radians(angle)))
         # The last column, of length 1, is the largest, to which flow_to_image holds the other.
         field = torch.tensor([[[(x - 39.5) / 30, 1.0]], [[(y - 29.5) / 30, 0.0]]])
-        assert (wheel[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
-    assert wheel[:, 28:32, 38:42].min() > 230  # no flow
-    assert wheel[:, 0, 0].min() == 255 and wheel[:, 30, 5].min() == 255  # beyond the rim
+        assert (key[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
+    assert key[:, 28:32, 38:42].min() > 230  # no flow
+    assert key[:, 0, 0].min() == 255 and key[:, 30, 5].min() == 255  # beyond the rim
 
 
 def test_true_and_estimated_flow_are_coloured_on_one_scale():
@@ -484,9 +458,8 @@ def check_flow_report(samples, folder, screen, methods):
 @pytest.mark.parametrize("name", helpers.FLOW_SETS)
 def test_each_benchmark_is_measured_as_by_hand(tmp_path, typed, name):
     samples, out = helpers.write_benchmark(tmp_path / "unpacked", name), tmp_path / "out"
-    code, screen, err = typed(
-        "flow", "--model", "dis", "--data-root", tmp_path, "--benchmark", name, "--output-dir", out
-    )
+    options = ("--data-root", tmp_path, "--benchmark", name, "--output-dir", out)
+    code, screen, err = typed("flow", "--model", "dis", *options)
     assert code == 0 and err == ""
     check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
     pictures = {"_".join(filter(None, (s.group, s.name))).replace("/", "_") + ".png" for s in samples}
@@ -985,11 +958,8 @@ def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers
 
 def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propagated):
     video = helpers.moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
-    list(
-        follow_objects(
-            video, lambda image: image[0, :, ::8, ::8] * 255, VideoConfig("colour", propagation=(3, 12, 5, 0.1))
-        )
-    )
+    config = VideoConfig("colour", propagation=(3, 12, 5, 0.1))
+    list(follow_objects(video, lambda image: image[0, :, ::8, ::8] * 255, config))
     frames = [[round(x) for x in context[:, 0, 0, 0].tolist()] for _, context, *_ in propagated]
     assert frames == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]
 
@@ -1046,12 +1016,9 @@ def test_an_object_that_fills_every_frame_keeps_it():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
+    features = lambda image: F.avg_pool2d(image, 8)[0] * bad  # noqa: E731
     with helpers.raises_one_line(ValueError, "moving: the features are not finite"):
-        list(
-            follow_objects(
-                helpers.moving_video([8]), lambda image: F.avg_pool2d(image, 8)[0] * bad, VideoConfig("colour")
-            )
-        )
+        list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour")))
 
 
 def measured_by_hand(home, export, name, void=True):
@@ -1114,11 +1081,9 @@ def test_j_and_f_are_those_of_the_exported_masks_without_the_first_and_the_last_
         assert sequence["objects"].keys() == {str(number) for number in expected}  # 255 is no object
         for number, each in expected.items():
             for metric in ("J", "F"):
-                ours = sequence["objects"][str(number)][metric]
-                assert ours["frames"] == pytest.approx(each[metric])
-                assert {k: ours[k] for k in ("mean", "recall", "decay")} == pytest.approx(
-                    evaluate.davis_statistics(each[metric])
-                )
+                ours = dict(sequence["objects"][str(number)][metric])
+                assert ours.pop("frames") == pytest.approx(each[metric])
+                assert ours == pytest.approx(evaluate.davis_statistics(each[metric]))
             values.append([evaluate.davis_statistics(each[metric]) for metric in ("J", "F")])
     assert len(values) == 5 and all(0.3 < j["mean"] < 0.999 for j, _ in values)  # neither lost nor perfect
     for which, metric in enumerate(("J", "F")):  # each object counts alike, not each sequence
@@ -1176,20 +1141,18 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
         helpers.write_painted(tmp_path, name, runs, noise=20)
     helpers.write_davis_lists(tmp_path, "2016", False, val=["camel"])
     helpers.write_davis_lists(tmp_path, "2017", False, val=["bear"], train=["camel"])
-    merged = run_video(
-        VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2016", export=tmp_path / "masks", **SMALL)
-    )
+    config = VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", **SMALL)
+    merged = run_video(replace(config, benchmark="davis2016", export=tmp_path / "masks"))
     assert list(merged["sequences"]) == ["camel"] and list(merged["sequences"]["camel"]["objects"]) == [1]
     masks = [np.array(Image.open(path)) for path in sorted((tmp_path / "masks/camel").iterdir())]
     np.testing.assert_array_equal(masks[0], runs[0] > 0)
     for t, value in zip((1, 2), merged["sequences"]["camel"]["objects"][1]["J"]["frames"], strict=True):
         truth = runs[t] > 0
         assert value == pytest.approx((truth & (masks[t] == 1)).sum() / (truth | (masks[t] == 1)).sum())
-    apart = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", stride=16))
+    apart = run_video(replace(config, stride=16, size=None))
     assert apart["settings"]["size"] == 480  # unless it is given
     assert list(apart["sequences"]) == ["bear"] and list(apart["sequences"]["bear"]["objects"]) == [1, 2]
-    other = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", split="train", **SMALL))
-    assert list(other["sequences"]) == ["camel"]
+    assert list(run_video(replace(config, split="train"))["sequences"]) == ["camel"]
 
 
 def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_path):
@@ -1327,7 +1290,6 @@ def test_table_1_of_moving_shapes_as_a_user_types_it_continues_where_it_was_stop
 MISTAKES = {
     "flow --model {root}/no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis",
     "flow --model {root}/vicreg.pt": "vicreg",
-    "flow --model {root}/empty": "empty",
     "flow --model {root}/head.pt": "head.pt: not a model",
     "flow --data-root {root}/nowhere": "no such folder",
     "flow --data-root {root}/empty": "no true flow",
@@ -1343,7 +1305,6 @@ MISTAKES = {
     "flow --video {root}/text.png": "text.png",
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
     "flow --resize big": "--resize big: choose HEIGHTxWIDTH such as 384x832, or a factor such as 0.5",
-    "flow --resize 0.0": "--resize 0.0",
     "flow --resize 0.01 --model dis": "too small for DIS",
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}/nowhere": "no such folder",
@@ -1353,17 +1314,12 @@ MISTAKES = {
     "segmentation --data-root {root}/camvid": "no val part of camvid",
     "segmentation --benchmark voc": "--benchmark needs --data-root",
     "segmentation --steps 0": "--steps must be positive",
-    "segmentation --workers -1": "num_workers",
-    "segmentation --model no.pt": "no.pt: no such checkpoint, nor a baseline (random",
     "segmentation --model {root}/text.png": "text.png: not a checkpoint",
     "segmentation --model {root}/other.pt": "neither a checkpoint of train.py nor a state dict",
     "video --data-root {root}/empty": "no DAVIS in it",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --stride 0": "--stride",
     "video --propagation 7 12 0 0.1": "--propagation",
-    "video --propagation 7 12 5 nan": "--propagation",
-    "video --propagation -1 12 5 0.1": "--propagation",
-    "video --model no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis; video: colour)",
     "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
     "table1 --data-root {root}/nowhere": "nowhere: no such folder",
 }
@@ -1389,8 +1345,3 @@ def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, f
     defaults = [x for flag, value in defaults.items() if flag not in flags for x in (flag, value)]
     assert_one_line(typed(name, *defaults, "--encoder", "pwc", *flags), MISTAKES[command])
     assert not list((tmp_path / "out").rglob("*.*"))
-
-
-def test_a_command_has_to_be_named(typed):
-    code, out, err = typed("--model", "zero")
-    assert code == 2 and "flow" in err and not out
