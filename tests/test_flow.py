@@ -210,6 +210,8 @@ def test_forward_backward_mask_equals_the_loops(seed, alpha1, alpha2):
 def test_opposite_constant_flows_see_every_pixel_except_those_that_leave_the_frame(u, v):
     flow = constant_flow(float(u), float(v), 1, 12, 13)
     assert torch.equal(forward_backward_mask(flow, -flow), ends_inside(flow))
+    short = 0.1 * flow  # shorter than sqrt(alpha2), 0.7 px: visible even outside
+    assert forward_backward_mask(short, -short).all()
 
 
 def test_range_map_equals_the_published_code():
