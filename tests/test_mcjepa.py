@@ -229,7 +229,8 @@ def compare_compiled_gradients(encoder, weights):
 def test_the_forward_compiles_into_one_graph_with_the_same_gradients(encoder):
     # In a process of its own, without the checks of the annotations, which no compiler can follow.
     weights = [0.25, 0.5, 0.75, 1.0] if encoder == "pwc" else [1.0]
-    program = f"from tests.test_mcjepa import *; compare_compiled_gradients({encoder!r}, {weights})"
+    program = "import sys; sys.path.append('tests'); from test_mcjepa import *; "
+    program += f"compare_compiled_gradients({encoder!r}, {weights})"
     command, root = [sys.executable, "-c", program], Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
