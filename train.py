@@ -53,11 +53,11 @@ class Config:
     strategy: Literal["combined", "alternate_batches", "alternate_epochs", "frozen", "finetune"] = "combined"
     """How the tasks share the steps (paper, Table 5). combined: both in every step. alternate_...: in turns. frozen,
     finetune: content first (or --init), then flow alone, with the encoder frozen or learning."""
-    data_root: Path | None = None  # Folder of the paper's data sets as their archives unpack: videos and ImageNet.
+    data_root: Path | None = None  # The paper's data sets, as their archives unpack. Without any: MovingShapes.
     sets: tuple[str, ...] = ()  # Only these videos of --data-root (names or prefixes): kitti, sintel, chairs, hd1k...
     video_dir: Path | None = None
-    """Your own videos: a tree of folders of frames or of video files, or one video. Without any: MovingShapes."""
-    image_dir: Path | None = None  # Your own images: any tree of image files. Without any: frames of MovingShapes.
+    """Your own videos instead of those of --data-root: a tree of folders of frames or of video files, or one video."""
+    image_dir: Path | None = None  # Your own images, in place of ImageNet: any tree of image files.
     output_dir: Path = Path("runs/paper")  # Where the run writes everything, and continues from its checkpoint.
     init: Path | None = None  # Start a new run from the weights of this checkpoint.
     backbone: Path | None = None  # Start the encoder from a torchvision state dict.
@@ -370,6 +370,7 @@ def open_run(config: Config) -> Run:
         path = config.output_dir / "checkpoint.pt"
         path.rename(path.with_name("damaged-checkpoint.pt"))
     notes = [*(source.note for source in sources if source.note), *warnings]
+    notes += [f"{config.output_dir}: continuing after step {start} of {plan.end}"] if start else []
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 
