@@ -229,18 +229,10 @@ class FramePairs(Dataset):
         """The number of frames, also of those in a video file."""
         return sum(len(clip.frames) for clip in self.clips)
 
-    def _frames(self, index: int) -> tuple[Clip, list[Path | int]]:
-        number, *places = self.pairs[index]
-        return self.clips[number], [self.clips[number].frames[place] for place in places]
-
-    def name(self, index: int) -> str:
-        """The clip and its two frames."""
-        clip, frames = self._frames(index)
-        first, second = (frame.name if isinstance(frame, Path) else frame for frame in frames)
-        return f"{clip.path}, frames {first} and {second}"
-
     def __getitem__(self, index: int) -> Any:
-        clip, frames = self._frames(index)
+        number, *places = self.pairs[index]
+        clip = self.clips[number]
+        frames = [clip.frames[place] for place in places]
         if isinstance(clip.frames, range):
             image_1, image_2 = (_video_frame(clip.path, frame).clone() for frame in frames)
         else:
@@ -253,7 +245,8 @@ class FramePairs(Dataset):
         try:
             return self.transform(image_1, image_2) if self.transform else (image_1, image_2)
         except ValueError as error:  # the transform does not know which frames it gets
-            raise BadFile(f"{self.name(index)}: {error}") from error
+            first, second = (frame.name if isinstance(frame, Path) else frame for frame in frames)
+            raise BadFile(f"{clip.path}, frames {first} and {second}: {error}") from error
 
 
 class VideoPairs(FramePairs):

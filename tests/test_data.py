@@ -122,7 +122,7 @@ def test_folders_are_clips_in_natural_order_with_any_stride(tmp_path):
     values = [tuple(int(image[0, 0, 0]) for image in pair) for pair in pairs]
     assert values == [(1, 2), (2, 3), (3, 10), (10, 11), (1, 10), (2, 11)]
     assert pairs[0][0].dtype == torch.uint8 and pairs[0][0].shape == (3, 24, 32)
-    assert pairs.file_count == 5 and pairs.name(5) == f"{tmp_path / 'a'}, frames frame2.png and frame11.png"
+    assert pairs.file_count == 5
     assert VideoPairs(tmp_path, transform=lambda a, b: int(a[0, 0, 0]) + int(b[0, 0, 0]))[0] == 3
 
 
@@ -135,7 +135,7 @@ def grey_frames(count, size=(64, 96)):
 def test_video_files_give_the_same_pairs_in_any_order_as_rgb(tmp_path, name, codec):
     path = write_video(tmp_path / name, grey_frames(20), codec)
     pairs = VideoPairs(path, strides=(1, 4))
-    assert len(pairs) == 19 + 16 and pairs.name(0) == f"{path}, frames 0 and 1"
+    assert len(pairs) == 19 + 16
     for index in (0, 18, 3, 4, 34, 19, 5):
         _, first, second = pairs.pairs[index]
         for image, number in zip(pairs[index], (first, second), strict=True):
