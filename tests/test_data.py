@@ -131,6 +131,12 @@ def grey_frames(count, size=(64, 96)):
     return [np.full((*size, 3), 10 + 12 * i, np.uint8) for i in range(count)]
 
 
+def test_what_a_transform_refuses_is_reported_with_the_clip_and_its_two_frames(tmp_path):
+    write_frames(tmp_path / "a", 2, (32, 40))
+    with raises_one_line(data.BadFile, tmp_path / "a", "frames ", " and ", "smaller than the crop of 64x64"):
+        VideoPairs(tmp_path, transform=FlowAugmentation((64, 64)))[0]
+
+
 @pytest.mark.parametrize("name, codec", [("clip.avi", "MJPG"), ("clip.MP4", "mp4v")])
 def test_video_files_give_the_same_pairs_in_any_order_as_rgb(tmp_path, name, codec):
     path = write_video(tmp_path / name, grey_frames(20), codec)
