@@ -100,7 +100,7 @@ class ResNetPyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = torchvision.models.resnet50(weights=None)
+        self.body = torchvision.models.resnet50(weights=None, norm_layer=SyncBatchNorm)
         self.body.fc = nn.Identity()
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
@@ -195,7 +195,7 @@ class Expander(nn.Sequential):
     def __init__(self, channels: int, widths: Sequence[int] = (8192, 8192, 8192)) -> None:
         layers: list[nn.Module] = []
         for width in widths[:-1]:
-            layers += [nn.Linear(channels, width), SyncBatchNorm1d(width), nn.ReLU()]
+            layers += [nn.Linear(channels, width), SyncBatchNorm(width), nn.ReLU()]
             channels = width
         super().__init__(*layers, nn.Linear(channels, widths[-1], bias=False))
 
@@ -208,7 +208,7 @@ class Expander(nn.Sequential):
                 still read only once.
         """
         for layer in self:
-            per_view = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            per_view = isinstance(layer, SyncBatchNorm)
             x = torch.cat([layer(view) for view in x.chunk(views)]) if per_view else layer(x)
         return x
 
@@ -270,25 +270,30 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     return _AllGather.apply(x.contiguous()) if several_processes() else x
 
 
-class SyncBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d whose statistics in training are those of all processes' batches together.
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of (n, d) or (n, d, h, w) whose statistics in training are those of all processes' batches together.
 
-    `nn.SyncBatchNorm` does the same but refuses CPU tensors, so that no test could compare several processes with one.
-    Every process must hold equally many samples. In a single process: plain BatchNorm1d.
+    `nn.SyncBatchNorm` does the same, but refuses CPU tensors, so that no test could compare several processes with one.
+    Every process must hold equally many samples. In a single process: plain batch norm.
     """
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """(n, d) to (n, d): each column with mean 0 and variance 1 over all processes, then scaled and shifted."""
+    def _check_input_dim(self, x: Float[Tensor, "n d *_"]) -> None:
+        """Any number of axes will do."""
+
+    def forward(self, x: Float[Tensor, "n d *_"]) -> Float[Tensor, "n d *_"]:
+        """Each channel with mean 0 and variance 1 over all processes, then scaled and shifted."""
         if not self.training or not several_processes():
             return super().forward(x)
-        world = dist.get_world_size()
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = sum_over_processes(x.mean(dim=0)) / world
-        centred = x - mean
-        variance = sum_over_processes(centred.square().mean(dim=0)) / world
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        moments = torch.stack(torch.var_mean(precise, dim=(0, *range(2, x.ndim)), correction=0))
+        variances, means = gather(moments[None]).unbind(dim=1)  # (processes, d)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)  # the law of total variance
         with torch.no_grad():
-            n = x.shape[0] * world
+            n = x.numel() / x.shape[1] * len(means)
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        mean, scale, shift = (z.view(-1, *[1] * (x.ndim - 2)) for z in (mean, scale, self.bias))
+        return torch.addcmul(shift, precise - mean, scale).to(x.dtype)

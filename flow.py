@@ -32,11 +32,12 @@ def warp(
         ValueError: another padding (from torch).
     """
     h, w = x.shape[2:]
-    rows = torch.arange(h, device=flow.device, dtype=flow.dtype).view(1, h, 1)
-    columns = torch.arange(w, device=flow.device, dtype=flow.dtype).view(1, 1, w)
-    # align_corners=True: -1 and 1 are the centres of the outermost pixels, (size - 1) pixels apart.
+    u, v = flow.unbind(dim=1)
+    # align_corners=True: -1 and 1 are the centres of the outermost pixels, and a pixel measures 2 / (size - 1).
+    columns = torch.linspace(-1, 1, w, device=flow.device, dtype=flow.dtype)
+    rows = torch.linspace(-1, 1, h, device=flow.device, dtype=flow.dtype).unsqueeze(1)
     grid = torch.stack(
-        ((columns + flow[:, 0]) * (2 / max(w - 1, 1)) - 1, (rows + flow[:, 1]) * (2 / max(h - 1, 1)) - 1), dim=3
+        (torch.add(columns, u, alpha=2 / max(w - 1, 1)), torch.add(rows, v, alpha=2 / max(h - 1, 1))), dim=3
     )
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
@@ -51,8 +52,8 @@ def resize_flow(flow: Float[Tensor, "b 2 h w"], size: Sequence[int]) -> Float[Te
     h, w = flow.shape[2:]
     if (h, w) == tuple(size):
         return flow
-    scale = flow.new_tensor((size[1] / w, size[0] / h)).view(1, 2, 1, 1)
-    return F.interpolate(flow, size=tuple(size), mode="bilinear", align_corners=False) * scale
+    u, v = F.interpolate(flow, size=tuple(size), mode="bilinear", align_corners=False).unbind(dim=1)
+    return torch.stack((u * (size[1] / w), v * (size[0] / h)), dim=1)
 
 
 def correlation(
@@ -255,7 +256,9 @@ def estimate_flow_pyramid(
         # 1, the correlation weighs as much as the estimator's other inputs, and learning is much faster.
         volume = F.leaky_relu(correlation(x, y, estimator.radius) * math.sqrt(x.shape[1]), 0.1)
         project = estimator.projections[level]
-        update = estimator.levels[level](torch.cat((volume, project(x), project(y), flow), dim=1))
+        # Under autocast all four are bf16 here, as the first convolution wants them: one tensor instead of two.
+        inputs = (volume, project(x), project(y), flow.to(volume.dtype))
+        update = estimator.levels[level](torch.cat(inputs, dim=1))
         update = update.to(flow.dtype) * (estimator.unit / stride)  # a bf16 update, added in float32
         bound = estimator.clip / stride
         flows.append((flow + update).clamp(-bound, bound))

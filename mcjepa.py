@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from encoder import Expander, build_encoder, gather, several_processes, sum_over_processes
@@ -55,10 +55,17 @@ class LossConfig:
     l2: float = 1.0  # Inside Eq. 3.
     ssim: float = 1.0  # Inside Eq. 3.
     regression: float = 1.0  # Eq. 2 (second-hand).
-    smoothness: float = 75.0  # Eq. 4, on the flow divided by min(h, w) (second-hand; the scale is ARFlow's).
-    smoothness_order: Literal[1, 2] = 1  # Which differences of the flow Eq. 4 takes (field).
+    smoothness: float = 37.5
+    """Eq. 4, on the flow divided by min(h, w) (second-hand: the 75 of ARFlow's setting for KITTI. ARFlow's function
+    halves the sum of Eq. 4 at order 2 and quarters it at order 1: divide its coefficients by 2, or by 4)."""
+    smoothness_order: Literal[1, 2] = 2  # Which differences of the flow Eq. 4 takes (paper: 1; field: ARFlow on KITTI).
     edge_weight: float = 10.0  # lambda of Eq. 4 (field: ARFlow).
     cycle: float = 0.2  # Eq. 5 (second-hand).
+    level_flow: Literal["entering", "leaving"] = "entering"
+    """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest (paper, Eq. 1 and Figure 2),
+    or the refined one that leaves it (ours)."""
+    masked: tuple[Literal["regression", "cycle", "reconstruction"], ...] = ("regression",)
+    """The losses that leave occluded pixels out (paper: "only applying L_reg"; field: the reconstruction too)."""
     coarse_levels: float = 0.0
     """Weight of Eqs. 3 and 4 at the coarser levels, on images shrunk to their size. At 1 the finest of them counts as
     much as the full size, and each coarser one half as much as the one before (field: ARFlow has them at several
@@ -104,9 +111,8 @@ def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[T
     everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
     variances, means = everywhere.unbind(dim=1)
     variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
-    levels = variance.split([features.shape[1] for features in pyramid])
-    counts = [variances.shape[0] * features.numel() / features.shape[1] for features in pyramid]
-    return [(level * n / (n - 1)).sqrt().mean() for level, n in zip(levels, counts, strict=True)]
+    levels = variance.sqrt().split([features.shape[1] for features in pyramid])
+    return [level.mean() for level in levels]
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -215,8 +221,8 @@ class MCJEPA(nn.Module):
         self,
         video: tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]] | None = None,
         views: tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 3 s s"]] | None = None,
-        masks: bool = True,
-        regularisation: float = 1.0,
+        masks: bool | Bool[Tensor, ""] = True,
+        regularisation: float | Float[Tensor, ""] = 1.0,
     ) -> Losses:
         """Eq. 7 over a batch of video pairs and a batch of two views of images; either may be absent.
 
@@ -225,6 +231,8 @@ class MCJEPA(nn.Module):
             views: two augmented views of each image, RGB in [0, 1].
             masks: leave occluded pixels out; False while the flow is too young to find them (mask warm-up).
             regularisation: multiplies Eq. 6 (its warm-up).
+
+        As tensors on the CPU, `masks` and `regularisation` neither wait for a GPU nor compile again when they change.
 
         Returns:
             The total, every term by name, and what to watch; see `Losses`.
@@ -248,7 +256,10 @@ class MCJEPA(nn.Module):
         )
 
     def _flow_terms(
-        self, images: Float[Tensor, "two_b 3 h w"], masks: bool, regularisation: float
+        self,
+        images: Float[Tensor, "two_b 3 h w"],
+        masks: bool | Bool[Tensor, ""],
+        regularisation: float | Float[Tensor, ""],
     ) -> tuple[Terms, Monitor]:
         """Eqs. 2 to 6, both directions in one batch: `images` is [1; 2], and everything follows that order."""
         config, balance = self.loss_config, self.loss_config.flow_balance
@@ -260,22 +271,21 @@ class MCJEPA(nn.Module):
             images = at_least_float32(images)
             flow = resize_flow(flows[-1], images.shape[2:])
             visible, visible_share = self._visible(flow, masks)
-            regression, cycle, variance_covariance = [], [], images.new_zeros(())
-            for level, features in enumerate(pyramid):
-                size = features.shape[2:]
-                # A level finer than the estimator's last (stride 2) takes the final flow at its own size.
-                flow_l = flows[level] if level < len(flows) else resize_flow(flow, size)
-                visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, size))
+            regression, cycle, variance_covariance = [], [], []
+            for level, (features, flow_l) in enumerate(zip(pyramid, self._level_flows(flows, pyramid), strict=True)):
+                visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, features.shape[2:]))
+                mask = dict.fromkeys(config.masked, visible_l)
                 warped = warp(swap_frames(features), flow_l)
-                regression.append(regression_loss(features, warped, visible_l))
+                regression.append(regression_loss(features, warped, mask.get("regression")))
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
-                cycle.append(cycle_consistency_loss(features, cycled, visible_l))
-                variance_covariance = variance_covariance + variance_covariance_loss(
-                    features,
-                    config.variance[level],
-                    config.covariance[level],
-                    sum_over_processes=sum_over_processes if several_processes() else None,
+                cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
+                weights = config.variance[level], config.covariance[level]
+                over_processes = sum_over_processes if several_processes() else None
+                variance_covariance.append(
+                    variance_covariance_loss(features, *weights, sum_over_processes=over_processes)
                 )
+            if "reconstruction" not in config.masked:
+                visible = torch.ones_like(visible)
             reconstruction, smoothness = self._image_losses(images, flow, visible)
             if config.coarse_levels:
                 coarse = self._coarse_image_losses(images, flows[:-1], visible)
@@ -285,11 +295,19 @@ class MCJEPA(nn.Module):
         terms["regression"] = (sum(regression), balance * config.regression)
         terms["smoothness"] = (smoothness, balance * config.smoothness)
         terms["cycle"] = (sum(cycle), balance * config.cycle)
-        terms["variance_covariance"] = (variance_covariance, balance * regularisation)
+        terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)
         stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
         monitor = {f"deviation/stride_{stride}": std for stride, std in stds}
         monitor |= {"visible": visible_share, "flow_length": torch.hypot(*flow.detach().unbind(dim=1)).mean()}
         return terms, monitor
+
+    def _level_flows(
+        self, flows: list[Float[Tensor, "two_b 2 _ _"]], pyramid: list[Float[Tensor, "two_b _ _ _"]]
+    ) -> list[Float[Tensor, "two_b 2 _ _"]]:
+        """The flow that warps each level in Eqs. 2 and 5, at its size; the level of stride 2 has no estimator."""
+        if self.loss_config.level_flow == "entering":
+            flows = [torch.zeros_like(flows[0]), *flows]
+        return [resize_flow(flows[min(i, len(flows) - 1)], level.shape[2:]) for i, level in enumerate(pyramid)]
 
     def _image_losses(
         self,
@@ -328,7 +346,7 @@ class MCJEPA(nn.Module):
         return total
 
     def _visible(
-        self, flow: Float[Tensor, "two_b 2 h w"], masks: bool
+        self, flow: Float[Tensor, "two_b 2 h w"], masks: bool | Bool[Tensor, ""]
     ) -> tuple[Float[Tensor, "two_b 1 h w"], Float[Tensor, ""]]:
         """The mask of the losses, and the share of pixels that the flows call visible (also while masks are off)."""
         flow = flow.detach()
@@ -338,9 +356,8 @@ class MCJEPA(nn.Module):
         else:
             visible = (range_map(reverse) >= HIT_OFTEN_ENOUGH).to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
-        if not masks:
-            return torch.ones_like(visible), share.mean()
-        return torch.where(share < self.loss_config.least_visible, torch.ones_like(visible), visible), share.mean()
+        masked = (share >= self.loss_config.least_visible) & masks
+        return torch.where(masked, visible, 1.0), share.mean()
 
     def _content_terms(self, views: Float[Tensor, "two_n 3 s s"]) -> tuple[Terms, Monitor]:
         """VICReg on the pooled features of the coarsest level; `views` stacks both views of all images, [1; 2]."""

@@ -28,7 +28,11 @@ def print_once(line: str) -> None:
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, or the CPU of a machine without one; ValueError if there are too few GPUs."""
+    """The GPU of this process, or the CPU of a machine without one; ValueError if there are too few GPUs.
+
+    float32 means float32 from here on: by default, torch convolves on a GPU with the 10 bits of TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
@@ -43,12 +47,15 @@ def connect(device: torch.device) -> None:
 
     Processes that torchrun starts again may find the addresses of the dead ones in its store and wait for them (pytorch
     issue 135712): each start gets its own names. Several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
+
+    What the processes tell each other in between (see `from_all`) lies on the CPU and goes over gloo, so that it never
+    waits for a GPU.
     """
     if world_size() > 1:
         store, *_ = next(dist.rendezvous("env://"))
         if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
             store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
 
 
@@ -56,7 +63,7 @@ def from_all(own: list) -> list:
     """The entries of all processes' lists, without repeats. While all are empty this costs a single number."""
     if not dist.is_initialized():
         return list(dict.fromkeys(own))
-    count = torch.tensor(len(own), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    count = torch.tensor(len(own))
     dist.all_reduce(count)
     if not count.item():
         return []
