@@ -125,7 +125,8 @@ PRESETS = {
         model=ModelConfig(encoder="pwc", estimator_factor=0.5, expander=(256, 256, 64)),
         loss=LossConfig(
             flow_balance=200.0,  # both tasks move the encoder; at 0.1 its gradient is all VICReg's
-            smoothness=2.5,  # 75 is for crops of hundreds of pixels and a flow that is nearly right
+            smoothness=2.5,  # the paper's is for crops of hundreds of pixels and a flow that is nearly right
+            smoothness_order=1,
             regression=0.005,  # Eqs. 2, 5 and 6 keep young features from telling pixels apart
             cycle=0.0025,
             coarse_levels=1.0,  # each level learns from the images

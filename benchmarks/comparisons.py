@@ -186,8 +186,9 @@ def inference(device: torch.device) -> dict[str, Way]:
 def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, bfloat16: bool) -> list[Tensor]:
     """A training step; returns the loss, the gradient norm of each part, and the gradient of its first parameter."""
     device = next(model.parameters()).device
+    warmups = {"masks": torch.full((), True), "regularisation": torch.full((), 1.0)}
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        losses = model(**batch)
+        losses = model(**batch, **warmups)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = [clip_grad_norm_(group["params"], 1.0) for group in optimizer.param_groups]
