@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import helpers
 import numpy as np
@@ -29,6 +31,7 @@ from engine.log import Log
 from evaluate import (
     RECIPES,
     UNSEEN_SEED,
+    Config,
     SegmentationConfig,
     Segmenter,
     VideoConfig,
@@ -273,10 +276,11 @@ def test_a_torchvision_file_gives_torchvisions_features(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     body = nn.Sequential(*list(network.children())[:-2])
     expected = body(normalize(images, IMAGENET_MEAN, IMAGENET_STD))[0].detach()
-    features = feature_method(str(tmp_path / "resnet50.pth"), 32)(images)
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    features, config = feature_method(Config(str(tmp_path / "resnet50.pth")), 32)
+    torch.testing.assert_close(features(images), expected, rtol=1e-4, atol=1e-4)
+    assert config.encoder == "resnet50"
     with helpers.raises_one_line(ValueError, "--stride 64: the features have strides 32, 16, 8, 4, 2"):
-        feature_method(str(tmp_path / "resnet50.pth"), 64)
+        feature_method(config, 64)
 
 
 def test_the_weights_that_a_torchvision_file_lacks_are_the_same_each_time(tmp_path):
@@ -284,7 +288,7 @@ def test_the_weights_that_a_torchvision_file_lacks_are_the_same_each_time(tmp_pa
     models = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        models.append(open_model(str(tmp_path / "convnext.pth")))
+        models.append(open_model(Config(str(tmp_path / "convnext.pth")))[0])
     assert torch.equal(*map(weights_of, models)) and models[0].estimator is None
 
 
@@ -292,14 +296,17 @@ def test_a_random_model_is_that_of_its_seed_whatever_was_drawn_before():
     models = []
     for before, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(before)
-        models.append(weights_of(open_model("random", "pwc", seed)))
+        models.append(weights_of(open_model(Config("random", encoder="pwc", seed=seed))[0]))
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+COLOUR = feature_method(Config("colour"), 8)[0]
 
 
 def test_the_colour_baseline_is_the_mean_colour_of_each_cell_less_imagenets():
     image = torch.rand(1, 3, 16, 24)
     cells = normalize(image, IMAGENET_MEAN, IMAGENET_STD)[0].unflatten(1, (2, 8)).unflatten(3, (3, 8)).mean(dim=(2, 4))
-    torch.testing.assert_close(feature_method("colour", 8)(image), cells)
+    torch.testing.assert_close(COLOUR(image), cells)
 
 
 @pytest.mark.parametrize("resize", ["40x200", "0.5", "1.5"])
@@ -462,8 +469,8 @@ def test_each_benchmark_is_measured_as_by_hand(tmp_path, typed, name):
     code, screen, err = typed("flow", "--model", "dis", *options)
     assert code == 0 and err == ""
     check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
-    pictures = {"_".join(filter(None, (s.group, s.name))).replace("/", "_") + ".png" for s in samples}
-    assert {path.name for path in out.iterdir()} == {"flow.json", *pictures}
+    pictures = ["_".join(filter(None, (s.group, s.name))).replace("/", "_") + ".png" for s in samples]
+    assert files_below(out) == ["flow.json", *sorted(f"pictures/{name}" for name in pictures)]
 
 
 def test_kitti_as_a_user_types_it(tmp_path):
@@ -482,7 +489,7 @@ def test_invalid_and_unknown_flow_is_black_in_the_picture_and_does_not_count(tmp
     code, screen, err = typed("flow", "--model", "zero", "--data-root", tmp_path / "data", "--output-dir", out)
     assert code == 0, err
     check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
-    truth = panel(np.moveaxis(cv2.imread(str(out / "clean_market_2_frame_0001.png")), 2, 0), 0, 2)
+    truth = panel(np.moveaxis(cv2.imread(str(out / "pictures/clean_market_2_frame_0001.png")), 2, 0), 0, 2)
     black = helpers.rectangle(slice(15, 25), slice(10, 50)) | helpers.rectangle(slice(30, 33), slice(7, 60))
     np.testing.assert_array_equal((truth == 0).all(axis=0), black)
     assert truth[:, :20, :10].min(axis=0).max() < 100  # the longest flow that counts has full colour
@@ -499,6 +506,7 @@ def test_a_checkpoint_is_measured_as_the_model_that_it_holds(tmp_path, typed):
     code, screen, err = typed("flow", "--model", tmp_path / "a.pt", *options)
     assert code == 0, err
     check_flow_report(samples, tmp_path / "out", screen, {"zero": zero, "dis": dis, "ours": ours})
+    assert json.loads((tmp_path / "out/flow.json").read_text())["settings"]["encoder"] == "pwc"
 
 
 class ConstantFlow(MCJEPA):
@@ -521,7 +529,7 @@ def constant_flow(monkeypatch):
 
     def set_model(dx, dy):
         model = ConstantFlow(dx, dy)
-        monkeypatch.setattr(evaluate, "open_model", lambda *_: model)
+        monkeypatch.setattr(evaluate, "open_model", lambda config: (model, config))
         return model
 
     return set_model
@@ -568,11 +576,13 @@ def test_train_py_gets_the_error_on_unseen_shapes_and_its_model_back_in_the_same
 )
 def test_what_is_to_be_submitted_is_what_was_measured(tmp_path, name, path, resolution):
     samples, export = helpers.write_benchmark(tmp_path / "data", name), tmp_path / "deep" / "to_submit"
-    config = evaluate.FlowConfig("dis", tmp_path / "data", tmp_path / "out", benchmark=name, export=export, pictures=1)
+    config = evaluate.FlowConfig(
+        "dis", tmp_path / "out", data_root=tmp_path / "data", benchmark=name, export=export, pictures=1
+    )
     evaluate.run_flow(config)
     paths = {path.format(group=sample.group, name=sample.name): sample for sample in samples}
     assert files_below(export) == sorted(paths)
-    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert len(list((tmp_path / "out/pictures").iterdir())) == 1
     for place, sample in paths.items():
         expected = dis(sample.frame_1, sample.frame_2)
         assert np.abs(helpers.read_submission(export / place) - expected).max() <= resolution
@@ -585,83 +595,153 @@ def test_the_flow_of_the_testing_split_is_written_for_every_pair(tmp_path, typed
     command = ("flow", "--model", "dis", "--data-root", tmp_path / "data", "--split", "testing", "--pictures", 1)
     code, screen, err = typed(*command, "--export", export, "--output-dir", tmp_path / "out")
     assert code == 0 and err == ""
-    assert f"flow of {len(pairs)} pairs: {export}" in screen and "EPE" not in screen
+    assert "EPE" not in screen
     assert files_below(export) == sorted(pairs)
     for place, frames in pairs.items():
         flow = helpers.read_submission(export / place)
         assert np.abs(flow - dis(*frames)).max() <= (1 / 128 + 1e-4 if place.endswith("png") else 0)
-    (picture,) = (tmp_path / "out").glob("*.png")
+    (picture,) = (tmp_path / "out/pictures").iterdir()
     assert cv2.imread(str(picture)).shape == (2 * 76 + 2, 3 * 82 + 2, 3)
 
 
-def test_two_images_become_a_flow_file_and_pictures(tmp_path, typed):
+def test_two_images_become_a_flow_file_pictures_and_a_mask_of_what_the_second_hides(tmp_path, typed, constant_flow):
     frames = helpers.textured_clip(0, helpers.bands([(3, 1)]))
     for number, frame in enumerate(frames):
         helpers.write_picture(tmp_path / f"{number}.png", frame)
-    images = (tmp_path / "0.png", tmp_path / "1.png")
-    code, screen, err = typed("flow", "--model", "dis", "--images", *images, "--output-dir", tmp_path / "out")
+    images = ("--images", tmp_path / "0.png", tmp_path / "1.png", "--output-dir", tmp_path / "out")
+    code, screen, err = typed("flow", "--model", "dis", *images)
     assert code == 0, err
-    assert "px" in screen and files_below(tmp_path / "out") == ["figure.png", "flow.flo", "flow.png", "warped.png"]
-    flow = cv2.readOpticalFlow(str(tmp_path / "out" / "flow.flo"))
-    np.testing.assert_array_equal(flow, dis(*frames))
-    inside = (slice(8, -8), slice(8, -8))
-    warped, first, second = (x.astype(int)[inside] for x in (cv2.imread(str(tmp_path / "out/warped.png")), *frames))
-    assert np.abs(warped - first).mean() < 0.2 * np.abs(second - first).mean()
+    assert "px" in screen and files_below(tmp_path / "out") == ["flow.flo", "flow.png", "pictures/figure.png"]
+    np.testing.assert_array_equal(cv2.readOpticalFlow(str(tmp_path / "out" / "flow.flo")), dis(*frames))
+    constant_flow(20.0, 0.0)  # both ways: what a pixel leads to never leads back
+    assert typed("flow", "--model", "a.pt", "--occlusion", *images)[0] == 0
+    assert (cv2.imread(str(tmp_path / "out" / "flow_occlusion.png")) == 255).all()
+    constant_flow(0.0, 0.0)
+    assert typed("flow", "--model", "a.pt", "--occlusion", *images)[0] == 0
+    assert (cv2.imread(str(tmp_path / "out" / "flow_occlusion.png")) == 0).all()
 
 
-def test_a_video_becomes_a_video_of_its_flow(tmp_path, typed):
+def read_film(path):
+    """Its frames as int arrays (h, w, 3) in RGB, and its rate; it has to be one that browsers play."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        return [frame.to_ndarray(format="rgb24").astype(int) for frame in film.decode(stream)], stream.average_rate
+
+
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(1, 2), Fraction(240)])
+@pytest.mark.parametrize("h, w", [(1, 1), (47, 66), (30, 5001)])
+def test_a_film_has_any_rate_and_any_size_and_its_pictures_in_their_order(tmp_path, rate, h, w):
+    with evaluate.writing_film(tmp_path / "a: film.mp4", rate) as write:
+        for grey in (0, 100, 250):
+            write(torch.full((3, h, w), grey, dtype=torch.uint8))
+    frames, seen = read_film(tmp_path / "a: film.mp4")
+    assert seen == rate and files_below(tmp_path) == ["a: film.mp4"]
+    assert all(np.abs(frame - grey).max() < 4 for frame, grey in zip(frames, (0, 100, 250), strict=True))
+    for side, wanted in zip(frames[0].shape[:2], (h * min(1, 3840 / w), min(w, 3840)), strict=True):
+        assert side % 2 == 0 and -0.5 <= side - wanted < 2
+
+
+def test_a_full_disk_leaves_no_film(tmp_path, monkeypatch):
+    full = lambda *_: open("/dev/full", "wb", buffering=0)  # noqa: E731, SIM115
+    monkeypatch.setattr(evaluate, "open", full, raising=False)
+    path = tmp_path / "film.mp4"
+    with helpers.raises_one_line(OSError, path, "No space"), evaluate.writing_film(path, Fraction(25)) as write:
+        write(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    assert files_below(tmp_path) == []
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video file of 6 frames of 64x46 px, whose texture moves by (-2, -1) px, and these frames."""
     canvas = cv2.GaussianBlur(helpers.textured_clip(0, helpers.bands([(0, 0)], 100, 120))[0], (9, 9), 0)
-    frames = [canvas[t : t + 47, 2 * t : 2 * t + 65] for t in range(6)]
-    helpers.write_video(tmp_path / "clip.avi", frames)
-    options = ("--max-frames", 5, "--pictures", 2, "--output-dir", tmp_path / "out")
-    code, screen, err = typed("flow", "--model", "zero", "--video", tmp_path / "clip.avi", *options)
+    frames = [canvas[t : t + 46, 2 * t : 2 * t + 64] for t in range(6)]
+    return helpers.write_video(tmp_path / "clip.avi", frames), frames
+
+
+def test_a_film_shows_each_frame_beside_its_flow_and_dis_on_one_scale_and_every_flow_is_exported(
+    tmp_path, typed, clip, constant_flow
+):
+    path, frames = clip
+    constant_flow(2.5, 0.0)
+    options = ("--max-frames", 5, "--pictures", 2, "--export", tmp_path / "flo", "--occlusion")
+    code, screen, err = typed("flow", "--model", "a.pt", "--video", path, *options, "--output-dir", tmp_path / "out")
     assert code == 0, err
-    assert "flow of 4 frames" in screen
-    assert files_below(tmp_path / "out") == ["clip_00000.png", "clip_00003.png", "clip_flow.mp4"]
-    film = cv2.VideoCapture(str(tmp_path / "out" / "clip_flow.mp4"))
-    assert film.get(cv2.CAP_PROP_FPS) == 10 and film.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    for original in frames[:4]:
-        frame = film.read()[1]
-        assert frame.shape == (46, 2 * 64, 3)  # even sizes
-        assert frame[:, 70:].min() > 240  # no flow is white
-        assert np.abs(frame[:, :60].astype(int) - original[:46, :60]).mean() < 10
+    report = json.loads((tmp_path / "out/clip_flow_a.pt.json").read_text())
+    pictures = ["pictures/clip_flow_a.pt_00000.png", "pictures/clip_flow_a.pt_00003.png"]
+    assert files_below(tmp_path / "out") == ["clip_flow_a.pt.json", "clip_flow_a.pt.mp4", *pictures]
+    shown, rate = read_film(tmp_path / "out/clip_flow_a.pt.mp4")
+    assert rate == 10 and len(shown) == 4 and report["scale"] == 5.0
+    half = flow_to_image(torch.tensor([[[5.0, 2.5]], [[0.0, 0.0]]]))[:, 0, 1]  # 2.5 px are half of the scale
+    for frame, original in zip(shown, frames, strict=False):
+        first, ours, other = (panel(frame.transpose(2, 0, 1), 0, column, 46, 64) for column in range(3))
+        assert np.abs(first - original.transpose(2, 0, 1)[::-1]).mean() < 15
+        assert np.abs(ours - half.view(3, 1, 1).numpy())[:, 4:-4, 4:-4].max() < 30 < np.abs(ours - other).mean()
+    names = [f"{t:05d}{ending}" for t in range(4) for ending in (".flo", "_occlusion.png")]
+    assert files_below(tmp_path / "flo") == names
+    assert (cv2.readOpticalFlow(str(tmp_path / "flo/00002.flo")) == (2.5, 0.0)).all()
 
 
-def test_a_folder_of_frames_is_a_video_of_25_frames_a_second(tmp_path, typed):
+def test_the_film_of_another_method_has_another_name_and_a_folder_of_frames_25_frames_a_second(tmp_path, typed):
     folder = helpers.write_frames(tmp_path / "clip", 3)
-    code, _, err = typed("flow", "--model", "zero", "--video", folder, "--output-dir", tmp_path / "out")
+    write_checkpoint(tmp_path / "model.pt")
+    for model in ("zero", "dis", tmp_path / "model.pt"):
+        code, _, err = typed("flow", "--model", model, "--video", folder, "--output-dir", tmp_path / "out")
+        assert code == 0, err
+    films = {path.name.removeprefix("clip_flow_") for path in (tmp_path / "out").glob("*.mp4")}
+    assert films == {"zero.mp4", "dis.mp4", f"{tmp_path.name}_model.mp4"}
+    frames, rate = read_film(tmp_path / "out/clip_flow_zero.mp4")
+    assert rate == 25 and len(frames) == 2
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_of_the_film_with_a_note(tmp_path, typed):
+    folder = helpers.write_frames(tmp_path / "clip", 6)
+    helpers.cut_short(folder / "002.png")
+    code, screen, err = typed("flow", "--model", "zero", "--video", folder, "--output-dir", tmp_path / "out")
     assert code == 0, err
-    film = cv2.VideoCapture(str(tmp_path / "out" / "clip_flow.mp4"))
-    assert film.get(cv2.CAP_PROP_FPS) == 25 and film.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    assert screen.count(f"note: left out: {folder / '002.png'}") == 2  # it is in two pairs
+    assert len(read_film(tmp_path / "out/clip_flow_zero.mp4")[0]) == 3
 
 
-def test_a_video_that_breaks_off_leaves_nothing_half_written(tmp_path, typed, constant_flow, monkeypatch):
-    helpers.write_video(tmp_path / "clip.avi", helpers.textured_clip(0, *6 * [helpers.bands([(1, 1)])]))
+def test_too_little_memory_is_one_line_with_the_remedy_and_leaves_nothing_half_written(
+    tmp_path, typed, constant_flow, clip, monkeypatch
+):
     model = constant_flow(1.0, 1.0)
 
     def estimate(image_1, image_2):
-        if len(model.seen) == 2:
-            raise ValueError("the third frame is broken")
+        if len(model.seen) == 8:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
         return ConstantFlow.estimate_flow(model, image_1, image_2)
 
     monkeypatch.setattr(model, "estimate_flow", estimate)
-    command = ("flow", "--model", "a.pt", "--video", tmp_path / "clip.avi", "--pictures", 0)
-    assert_one_line(typed(*command, "--output-dir", tmp_path / "out"), "error: the third frame is broken")
+    command = ("flow", "--model", "a.pt", "--video", clip[0], "--pictures", 0, "--output-dir", tmp_path / "out")
+    assert_one_line(typed(*command), "error: out of memory", "--resize 0.5")
     assert files_below(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("spoil, words", [("cut", "flow10.flo"), ("frame", "frame11.png")])
-def test_a_spoilt_pair_is_named_and_leaves_an_earlier_report_as_it_was(tmp_path, typed, spoil, words):
-    helpers.write_benchmark(tmp_path / "data", "middlebury")
-    if spoil == "cut":
-        helpers.cut_short(tmp_path / "data/other-gt-flow/Urban9/flow10.flo")
-    else:
-        helpers.write_image(tmp_path / "data/other-data/Urban9/frame11.png", (20, 20))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "flow.json").write_text("earlier")
-    command = ("flow", "--model", "zero", "--data-root", tmp_path / "data", "--pictures", 0)
-    assert_one_line(typed(*command, "--output-dir", tmp_path / "out"), "Urban9", words)
-    assert (tmp_path / "out" / "flow.json").read_text() == "earlier" and files_below(tmp_path / "out") == ["flow.json"]
+def test_a_pair_that_cannot_be_measured_is_a_note_and_the_others_count(tmp_path, typed):
+    samples = helpers.write_benchmark(tmp_path / "data", "kitti2015")
+    lost, cut = (tmp_path / f"data/training/{name}" for name in ("flow_occ/000007_10.png", "image_2/000008_11.png"))
+    helpers.write_clip(tmp_path, "data/training/image_2/000007_{}.png", 0, samples[0].truth, first=10)
+    helpers.write_flow_file(lost, samples[0].truth, np.zeros((60, 80), bool))
+    helpers.write_clip(tmp_path, "data/training/image_2/000008_{}.png", 0, samples[0].truth, first=10)
+    helpers.write_flow_file(tmp_path / "data/training/flow_occ/000008_10.png", samples[0].truth)
+    helpers.cut_short(cut)
+    command = ("flow", "--model", "zero", "--data-root", tmp_path / "data", "--output-dir", tmp_path / "out")
+    code, screen, err = typed(*command)
+    assert code == 0 and err == ""
+    check_flow_report(samples, tmp_path / "out", screen, {"zero": zero, "dis": dis})
+    assert f"note: left out: {lost}: no pixel of this flow is known\n" in screen and f"left out: {cut}" in screen
+    for sample in samples:
+        (tmp_path / f"data/training/flow_occ/{sample.name}.png").unlink()
+    assert_one_line(typed(*command), lost, "no pixel of this flow is known")  # nothing is left
+
+
+@pytest.mark.parametrize("h, w", [(12, 64), (3, 200), (7, 13), (1, 1)])
+def test_dis_ends_no_measurement_of_narrow_images_and_the_padding_changes_no_other(h, w):
+    frames = [torch.rand(1, 3, h, w) for _ in range(2)]
+    flow = evaluate.dis_flow(*frames)
+    assert flow.shape == (1, 2, h, w) and flow.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ evaluate segmentation
@@ -669,7 +749,7 @@ def test_a_spoilt_pair_is_named_and_leaves_an_earlier_report_as_it_was(tmp_path,
 
 @pytest.fixture(scope="module")
 def pwc():
-    return open_model("random", "pwc")
+    return open_model(Config("random", encoder="pwc"))[0]
 
 
 def test_the_head_is_batch_norm_and_one_convolution_over_the_levels_side_by_side(pwc):
@@ -718,7 +798,7 @@ def test_the_head_starts_alike_whatever_was_drawn_before(pwc):
 def test_frozen_features_stay_as_they_are_and_fine_tuned_ones_learn():
     images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
     for finetune in (False, True):
-        segmenter = Segmenter(open_model("random", "resnet50"), 3, finetune).train()
+        segmenter = Segmenter(open_model(Config("random", encoder="resnet50"))[0], 3, finetune).train()
         before = {name: value.clone() for name, value in segmenter.model.encoder.state_dict().items()}
         optimizer = torch.optim.SGD(segmenter.parameters(), lr=0.1)
         F.cross_entropy(segmenter(images), labels).backward()
@@ -764,7 +844,7 @@ def camvid(tmp_path, few_shapes, monkeypatch):
     """A small CamVid and a configuration for it."""
     monkeypatch.setitem(RECIPES, "camvid", CAMVID)
     root = helpers.write_coloured_camvid(tmp_path / "CamVid")
-    return SegmentationConfig("random", root, tmp_path / "run", "pwc", pictures=1)
+    return SegmentationConfig("random", tmp_path / "run", "pwc", data_root=root, pictures=1)
 
 
 def trained(folder):
@@ -788,7 +868,11 @@ def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those
     screen = capsys.readouterr().out
     (table,) = table_rows(screen, "camvid, frozen features")
     assert table["sky"]["IoU [%]"] == pytest.approx(100 * report["iou"]["sky"], abs=0.0051)
-    assert f"mIoU {100 * report['miou']:.2f}%, pixel accuracy {100 * report['pixel_accuracy']:.2f}%" in screen
+    share = confusion.sum(1).max() / confusion.sum()  # of the class that is everywhere in the baseline
+    expected = {"miou": share / (confusion.sum(1) > 0).sum(), "pixel_accuracy": share}
+    assert report["largest_class"] == pytest.approx(expected)
+    for each in (report, expected):
+        assert f"mIoU {100 * each['miou']:.2f}%, pixel accuracy {100 * each['pixel_accuracy']:.2f}%" in screen
     # The truth lies half transparent over the image, and void is not painted.
     figure = np.array(Image.open(camvid.output_dir / "pictures" / "image_0000.png")).transpose(2, 0, 1).astype(int)
     image, truth = panel(figure, 0, 0, 64, 80), panel(figure, 0, 1, 64, 80)
@@ -800,7 +884,7 @@ def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those
 @pytest.mark.parametrize("finetune", [False, True])
 def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch, finetune):
     monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(steps=102))
-    monkeypatch.setattr(evaluate, "measure_segmenter", lambda *_: torch.eye(11, dtype=torch.int64))
+    monkeypatch.setattr(evaluate, "predict_labels", lambda _, image, recipe: torch.zeros(image.shape[1:]).long())
     whole = replace(camvid, finetune=finetune)
     run_segmentation(whole)
     parts = replace(whole, output_dir=camvid.output_dir / "parts")
@@ -876,7 +960,7 @@ def test_the_recipes_are_those_of_the_protocols_and_a_quick_look_has_a_shorter_w
     for name, steps, size in (("voc", 40_000, 512), ("cityscapes", 40_000, 1024), ("ade20k", 160_000, 512)):
         assert RECIPES[name] == (steps, 1_500, 16, 512, size, 1e-4, 1e-4)
     monkeypatch.setitem(RECIPES, "camvid", RECIPES["voc"])
-    monkeypatch.setattr(evaluate, "measure_segmenter", lambda *_: torch.eye(11, dtype=torch.int64))
+    monkeypatch.setattr(evaluate, "predict_labels", lambda _, image, recipe: torch.zeros(image.shape[1:]).long())
     seen = []
     monkeypatch.setattr(evaluate, "train_segmenter", lambda *arguments: seen.append(arguments[2][:2]))
     for steps in (30, 20_000):
@@ -908,18 +992,28 @@ def test_images_are_measured_with_the_recipes_shorter_side_and_windows(camvid, m
 
 
 def test_unseen_shapes_are_measured(tmp_path, few_shapes):
-    report = run_segmentation(SegmentationConfig("random", output_dir=tmp_path / "run", encoder="pwc", steps=1))
+    report = run_segmentation(SegmentationConfig("random", tmp_path / "run", "pwc", steps=1))
     unseen = torch.cat([ShapeLabels(3, (64, 64), seed=UNSEEN_SEED)[index][1].flatten() for index in range(3)])
     counts = np.array(report["confusion"]).sum(1).tolist()
     assert counts == unseen.bincount(minlength=len(counts)).tolist()
 
 
-@pytest.mark.parametrize("rate, words", [(math.inf, "image 0: the scores are not finite"), (math.nan, "step")])
+@pytest.mark.parametrize("rate, words", [(math.inf, "the scores are not finite"), (math.nan, "step")])
 def test_numbers_that_are_not_finite_are_reported_and_never_measured(camvid, monkeypatch, rate, words):
     monkeypatch.setitem(RECIPES, "camvid", CAMVID._replace(steps=1 if rate == math.inf else 3, learning_rate=rate))
     with helpers.raises_one_line(ValueError, words, "not finite"):
         run_segmentation(camvid)
     assert not (camvid.output_dir / "segmentation.json").exists()
+
+
+def test_an_image_or_labels_that_cannot_be_read_are_a_note_and_the_others_count(camvid):
+    whole = run_segmentation(replace(camvid, steps=1))
+    image, labels = camvid.data_root / "val/1.png", camvid.data_root / "valannot/4.png"
+    helpers.cut_short(image)
+    helpers.write_ids(labels, np.full((64, 80), 77), "L")
+    report = run_segmentation(replace(camvid, steps=1))
+    assert [str(path) in note for path, note in zip((image, labels), report["notes"], strict=True)] == [True, True]
+    assert np.sum(report["confusion"]) == np.sum(whole["confusion"]) * 4 // 6
 
 
 def test_labels_of_another_size_than_their_image_as_a_user_meets_them(tmp_path):
@@ -948,7 +1042,7 @@ def propagated(monkeypatch):
 def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers(context):
     video = helpers.moving_video([8, 0, -8, 16], objects=7)
     config = VideoConfig("colour", propagation=(context, 12, 1, 0.1))
-    for index, mask in enumerate(follow_objects(video, feature_method("colour", 8), config)):
+    for index, mask in enumerate(follow_objects(video, COLOUR, config)):
         # Labels are those of cells, enlarged bilinearly: they differ at the rims only.
         assert (mask == video.masks(index)).float().mean() > 0.95
         inner = F.max_pool2d((video.masks(index) == 0).float()[None, None], 9, 1, 4)[0, 0] == 0
@@ -968,14 +1062,14 @@ def test_soft_labels_are_carried_on_and_the_options_of_propagation_arrive(monkey
     seen, soft = [], torch.rand(3, 8, 12).softmax(dim=0)
     monkeypatch.setattr(evaluate, "propagate_labels", lambda now, known, *others: seen.append(others) or soft)
     config = VideoConfig("colour", propagation=(7, 3, 2, 0.5))
-    list(follow_objects(helpers.moving_video([0, 0]), feature_method("colour", 8), config))
+    list(follow_objects(helpers.moving_video([0, 0]), COLOUR, config))
     assert [options for _, *options in seen] == [[3, 2, 0.5]] * 2
     torch.testing.assert_close(seen[1][0][1], soft)
 
 
 def test_all_frames_are_standardised_by_the_numbers_of_the_first(propagated):
     video = helpers.moving_video([0])._replace(frames=lambda t: helpers.texture(64, 96, seed=t) // (1 + t))
-    features = feature_method("colour", 8)
+    features = COLOUR
     list(follow_objects(video, features, VideoConfig("colour", standardise=True)))
     ((now, context, *_),) = propagated
     torch.testing.assert_close(context[0].mean(dim=(1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -997,7 +1091,7 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
     mask = torch.zeros(64, 96, dtype=torch.uint8)
     mask[18:38, 19:44] = 1
     video = helpers.moving_video([0])._replace(objects=[1], masks=lambda t: mask)
-    list(follow_objects(video, feature_method("colour", 8), VideoConfig("colour")))
+    list(follow_objects(video, COLOUR, VideoConfig("colour")))
     assert torch.equal(propagated[0][2][0, 1], mask[4::8, 4::8].float())
     mask = (torch.arange(60 * 107).view(60, 107) > 3000).to(torch.uint8)
     video = video._replace(frames=lambda t: frame, masks=lambda t: mask)
@@ -1011,7 +1105,7 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
 def test_an_object_that_fills_every_frame_keeps_it():
     everywhere = torch.ones(64, 96, dtype=torch.uint8)
     full = helpers.moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
-    assert all(torch.equal(m, everywhere) for m in follow_objects(full, feature_method("colour", 8), VideoConfig("x")))
+    assert all(torch.equal(m, everywhere) for m in follow_objects(full, COLOUR, VideoConfig("x")))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -1054,7 +1148,7 @@ def davis(tmp_path_factory):
 
 
 def test_every_frame_gets_a_palette_png_in_daviss_colours_with_the_numbers_of_the_first_mask(davis):
-    home, export, _, screen = davis
+    home, export, _, _ = davis
     assert {path.name for path in export.iterdir()} == {"apples", "bikes", "cars"}
     for folder in export.iterdir():
         frames, masks = (sorted(f.iterdir()) for f in (home / "JPEGImages/480p" / folder.name, folder))
@@ -1068,8 +1162,8 @@ def test_every_frame_gets_a_palette_png_in_daviss_colours_with_the_numbers_of_th
             assert set(np.unique(image)) == set(np.unique(first)), path  # no object is lost here
             if index == 0:
                 np.testing.assert_array_equal(np.array(image), first)
-    assert f"masks of 3 sequences: {export}\n" in screen
-    assert files_below(export.parent / "out") == ["apples.png", "bikes.png", "cars.png", "video.json"]
+    pictures = [f"pictures/{name}.png" for name in ("apples", "bikes", "cars")]
+    assert files_below(export.parent / "out") == [*pictures, "video.json"]
 
 
 def test_j_and_f_are_those_of_the_exported_masks_without_the_first_and_the_last_frame(davis):
@@ -1110,13 +1204,29 @@ def test_frames_without_a_mask_are_noted_and_objects_that_the_first_mask_does_no
     assert report["notes"] == [note] and f"note: {note}\n" in screen
 
 
-def test_what_was_measured_before_a_broken_file_is_written(tmp_path):
+def test_a_video_with_a_broken_file_is_a_note_and_the_others_count(tmp_path, davis):
     helpers.write_three_sequences(tmp_path)
     helpers.cut_short(tmp_path / "Annotations/480p/bikes/00003.png")
-    with helpers.raises_one_line(ValueError, "bikes/00003.png"):
-        run_video(VideoConfig("colour", tmp_path, tmp_path / "out", **SMALL))
-    report = json.loads((tmp_path / "out/video.json").read_text())
-    assert list(report["sequences"]) == ["cars", "apples"] and "stopped before the end" in report["notes"][-1]
+    report = run_video(VideoConfig("colour", tmp_path / "out", data_root=tmp_path, **SMALL))
+    assert list(report["sequences"]) == ["cars", "apples"] and "bikes/00003.png" in report["notes"][0]
+    for name, sequence in report["sequences"].items():
+        whole = davis[2]["sequences"][name]["objects"]
+        assert {str(number): each for number, each in sequence["objects"].items()} == whole
+
+
+def test_a_copy_of_the_first_mask_stands_beside(davis):
+    home, _, report, screen = davis
+    values = []
+    for name in report["sequences"]:
+        masks = [np.array(Image.open(path)) for path in sorted((home / "Annotations/480p" / name).iterdir())]
+        numbers = np.setdiff1d(masks[0], (0, 255))
+        for number in numbers:
+            frames = [(mask == number, (masks[0] == number) & (mask != 255)) for mask in masks[1:-1]]
+            values.append(np.mean([(a & b).sum() / (a | b).sum() for a, b in frames]))
+    assert report["copy"]["J_mean"] == pytest.approx(np.mean(values))
+    assert table_rows(screen, "[%]")[0]["first mask copied"]["J_mean"] == pytest.approx(
+        100 * np.mean(values), abs=0.0051
+    )
 
 
 def test_an_absent_object_counts_1_where_it_is_not_predicted_and_0_where_it_is(tmp_path):
@@ -1125,7 +1235,9 @@ def test_an_absent_object_counts_1_where_it_is_not_predicted_and_0_where_it_is(t
     helpers.write_painted(tmp_path, "guest", runs, noise=0)
     shown = 5 * [helpers.boxes(stays | guest)]
     helpers.write_painted(tmp_path, "phantom", shown, [shown[0], *4 * [helpers.boxes(stays)]], noise=0)
-    report = run_video(VideoConfig("colour", tmp_path, tmp_path / "out", export=tmp_path / "masks", stride=4, size=48))
+    report = run_video(
+        VideoConfig("colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", stride=4, size=48)
+    )
     objects = report["sequences"]["guest"]["objects"]
     assert objects[2]["J"]["frames"][1:3] == objects[2]["F"]["frames"][1:3] == [1.0, 1.0]
     for index in (2, 3):
@@ -1141,7 +1253,7 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
         helpers.write_painted(tmp_path, name, runs, noise=20)
     helpers.write_davis_lists(tmp_path, "2016", False, val=["camel"])
     helpers.write_davis_lists(tmp_path, "2017", False, val=["bear"], train=["camel"])
-    config = VideoConfig("colour", tmp_path, tmp_path / "out", benchmark="davis2017", **SMALL)
+    config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, benchmark="davis2017", **SMALL)
     merged = run_video(replace(config, benchmark="davis2016", export=tmp_path / "masks"))
     assert list(merged["sequences"]) == ["camel"] and list(merged["sequences"]["camel"]["objects"]) == [1]
     masks = [np.array(Image.open(path)) for path in sorted((tmp_path / "masks/camel").iterdir())]
@@ -1158,21 +1270,20 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
 def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_path):
     runs = 4 * [helpers.boxes({2: (8, 8, 16, 16)})]
     helpers.write_painted(tmp_path, "held-out", runs, [runs[0], None, None, None], noise=5)
-    config = VideoConfig("colour", tmp_path, tmp_path / "out", **SMALL)
+    config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, **SMALL)
     with helpers.raises_one_line(ValueError, "nothing to measure", "--export"):
         run_video(config)
     report = run_video(replace(config, export=tmp_path / "masks"))
     assert report["mean"] == {} and report["sequences"]["held-out"]["objects"] == {}
-    assert "held-out: frames without a mask: 2; nothing to measure" in report["notes"]
+    assert "held-out: frames without a mask: 2" in report["notes"]
     assert len(list((tmp_path / "masks/held-out").iterdir())) == 4
 
 
 def test_a_frame_that_is_void_everywhere_does_not_count():
     video = helpers.moving_video([0] * 4)
     void = video._replace(masks=lambda t: torch.full((64, 96), VOID, dtype=torch.uint8) if t == 2 else video.masks(t))
-    measured = evaluate.measure_objects(void, [video.masks(0)] * 5)
-    assert len(measured["objects"][1]["J"]["frames"]) == 2
-    assert measured["note"] == "frames without a mask: 1"
+    _, entry = evaluate.measure_video(void, COLOUR, VideoConfig("colour"))
+    assert len(entry["objects"][1]["J"]["frames"]) == 2 and entry["note"] == "frames without a mask: 1"
 
 
 def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes, capsys):
@@ -1189,6 +1300,64 @@ def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, fe
                 values.append((ours & truth).sum() / (ours | truth).sum() if (ours | truth).any() else 1.0)
     assert report["mean"]["J_mean"] == pytest.approx(np.mean(values))
     assert f"{100 * report['mean']['J&F']:.2f}" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+def test_features_are_exported_and_painted_by_their_principal_components_over_all_images(tmp_path, typed):
+    paths = [tmp_path / name / "a.png" for name in "xyz"]
+    cells = []
+    for seed, (path, (h, w)) in enumerate(zip(paths, ((40, 48), (24, 80), (33, 41)), strict=True)):
+        noise = np.random.default_rng(seed).normal(128, (60, 20, 5), (-(-h // 8), -(-w // 8), 3)).clip(0, 255)
+        image = np.kron(noise, np.ones((8, 8, 1)))[:h, :w].astype(np.uint8)
+        path.parent.mkdir()
+        Image.fromarray(image).save(path)
+        cells.append((image[::8, ::8] / 255 - IMAGENET_MEAN) / IMAGENET_STD)
+    helpers.cut_short(helpers.write_image(tmp_path / "bad.png"))
+    options = ("--export", tmp_path / "npy", "--output-dir", tmp_path / "out")
+    code, screen, err = typed("features", "--model", "colour", "--images", *paths, tmp_path / "bad.png", *options)
+    assert code == 0, err
+    assert f"note: left out: {tmp_path / 'bad.png'}" in screen
+    names = [f"a_{index:05d}" for index in range(3)]
+    assert files_below(tmp_path / "npy") == [f"{name}.npy" for name in names]
+    values = np.concatenate([each.reshape(-1, 3) for each in cells])
+    _, _, basis = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    basis *= np.sign(basis.sum(axis=1, keepdims=True))
+    low, high = np.quantile((values - values.mean(axis=0)) @ basis.T, (0.01, 0.99), axis=0)
+    for name, each in zip(names, cells, strict=True):
+        exported = np.load(tmp_path / "npy" / f"{name}.npy")
+        np.testing.assert_allclose(exported, each.transpose(2, 0, 1), atol=1e-5)
+        painted = (((each - values.mean(axis=0)) @ basis.T - low) / (high - low)).clip(0, 1) * 255
+        picture = np.array(Image.open(tmp_path / f"out/pictures/{name}_features_8_colour.png")).transpose(2, 0, 1)
+        h, w = picture.shape[1] - 18, (picture.shape[2] - 6) // 2
+        expected = np.kron(painted, np.ones((8, 8, 1)))[:h, :w].transpose(2, 0, 1)
+        assert np.abs(panel(picture, 0, 1, h, w) - expected).max() <= 1
+
+
+def test_a_video_becomes_a_film_of_all_its_frames_beside_their_features(tmp_path, typed, clip):
+    path, frames = clip
+    write_checkpoint(tmp_path / "a.pt", "vicreg")
+    command = (
+        "features",
+        "--model",
+        tmp_path / "a.pt",
+        "--video",
+        path,
+        "--stride",
+        4,
+        "--output-dir",
+        tmp_path / "out",
+    )
+    code, _, err = typed(*command, "--export", tmp_path / "npy")
+    assert code == 0, err
+    name = f"clip_features_4_{tmp_path.name}_a"
+    shown, rate = read_film(tmp_path / f"out/{name}.mp4")
+    assert rate == 10 and len(shown) == 6 and files_below(tmp_path / "out") == [f"{name}.json", f"{name}.mp4"]
+    first = panel(shown[5].transpose(2, 0, 1), 0, 0, 46, 64)
+    assert np.abs(first - frames[5].transpose(2, 0, 1)[::-1]).mean() < 15
+    assert np.load(tmp_path / "npy/clip_00005.npy").shape == (32, 12, 16)
+    assert json.loads((tmp_path / f"out/{name}.json").read_text())["settings"]["encoder"] == "pwc"
 
 
 # -------------------------------------------------------------------------------------------------------------- Table 1
@@ -1226,7 +1395,9 @@ def test_table_1_has_each_number_beside_the_papers_and_notes_what_is_missing(tmp
         return {"tuned" if config.finetune else "frozen": share}, ["1464 training images"] * (config.benchmark == "voc")
 
     calls = commands(flow=flow, segmentation=segmentation, video=lambda config: ({"J&F": 62.5}, ["no list"]))
-    evaluate.run_table1(evaluate.Table1Config("random", tmp_path, tmp_path / "out", "pwc", steps=20, workers=2))
+    evaluate.run_table1(
+        evaluate.Table1Config("random", tmp_path / "out", "pwc", data_root=tmp_path, steps=20, workers=2)
+    )
     screen = capsys.readouterr().out
     (table,) = table_rows(screen, "Table 1, px or %")
     ours = {name: row["ours"] for name, row in table.items() if not math.isnan(row["ours"])}
@@ -1234,8 +1405,15 @@ def test_table_1_has_each_number_beside_the_papers_and_notes_what_is_missing(tmp
         "Sintel clean EPE": 1.5, "Sintel final EPE": 2.5, "VOC frozen": 25.0, "VOC tuned": 75.0,
         "ADE20K frozen": 12.5, "ADE20K tuned": 62.5, "DAVIS 2017 J&F": 62.5,
     }  # fmt: skip
-    paper = [2.81, 3.51, 2.67, 67.1, 79.9, 65.5, 78.4, 30.8, 44.2, 70.5]
-    assert [row["MC-JEPA"] for row in table.values()] == paper
+    paper = np.array([[*row.values()][:-1] for row in table.values()])
+    assert [*table["VOC frozen"]][:-1] == [*evaluate.METHODS] and paper.shape == (13, 13)
+    rows, columns = np.nansum(paper, axis=1), np.nansum(paper, axis=0)  # sums of the published table's own
+    assert rows == pytest.approx(
+        [41.67, 28.51, 47.54, 34.73, 92.98, 62.14, 452.1, 392.8, 311.5, 385.1, 144.2, 212.7, 434]
+    )
+    assert columns == pytest.approx(
+        [73.11, 81.24, 39.74, 35.63, 30.85, 120.1, 131.24, 415.3, 442.5, 339.9, 443.3, 19.21, 467.85]
+    )
     for note in ("KITTI 2015: no kitti here", "Cityscapes: no cityscapes here", "Sintel: 2 of 5 pairs left out",
                  "VOC: 1464 training images", "DAVIS 2017: no list"):  # fmt: skip
         assert screen.count(f"note: {note}\n") == 1, note
@@ -1288,13 +1466,14 @@ def test_table_1_of_moving_shapes_as_a_user_types_it_continues_where_it_was_stop
 # ------------------------------------------------------------------------------------------------------------- mistakes
 
 MISTAKES = {
-    "flow --model {root}/no.pt": "no.pt: no such checkpoint, nor a baseline (random; flow: zero, dis",
+    "flow --model {root}/no.pt": "no.pt: no such checkpoint",
     "flow --model {root}/vicreg.pt": "vicreg",
     "flow --model {root}/head.pt": "head.pt: not a model",
     "flow --data-root {root}/nowhere": "no such folder",
     "flow --data-root {root}/empty": "no true flow",
-    "flow --benchmark sintel": "--benchmark, --split and --export need --data-root",
-    "flow --split testing --data-root {root}/pairs": "--split testing has no truth",
+    "flow --benchmark sintel": "--benchmark and --split need --data-root",
+    "flow --split testing --data-root {root}/pairs": "--split testing, whose truth is secret",
+    "flow --occlusion --data-root {root}/pairs": "--occlusion",
     "flow --split testing --export x --data-root {root}/pairs --benchmark middlebury": "testing part of middlebury",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
     "flow --images {root}/a.png {root}/no.png": "no.png",
@@ -1305,7 +1484,6 @@ MISTAKES = {
     "flow --video {root}/text.png": "text.png",
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
     "flow --resize big": "--resize big: choose HEIGHTxWIDTH such as 384x832, or a factor such as 0.5",
-    "flow --resize 0.01 --model dis": "too small for DIS",
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}/nowhere": "no such folder",
     "segmentation --data-root {root}/empty": "no train part",
@@ -1315,12 +1493,16 @@ MISTAKES = {
     "segmentation --benchmark voc": "--benchmark needs --data-root",
     "segmentation --steps 0": "--steps must be positive",
     "segmentation --model {root}/text.png": "text.png: not a checkpoint",
-    "segmentation --model {root}/other.pt": "neither a checkpoint of train.py nor a state dict",
+    "segmentation --model {root}/other.pt": "other.pt: not a torchvision state dict",
     "video --data-root {root}/empty": "no DAVIS in it",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --stride 0": "--stride",
     "video --propagation 7 12 0 0.1": "--propagation",
     "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
+    "features": "give either --images or --video",
+    "features --images {root}/a.png --video {root}/one.avi": "give either --images or --video",
+    "features --video {root}/pairs": "holds 2 clips; name one of them",
+    "features --images {root}/text.png": "text.png",
     "table1 --data-root {root}/nowhere": "nowhere: no such folder",
 }
 """What a user may type, and what the one line has to say."""
