@@ -63,7 +63,9 @@ class Config:
     init: Path | None = None  # Start a new run from the weights of this checkpoint.
     backbone: Path | None = None  # Start the encoder from a torchvision state dict.
     seed: int = 0  # Seed of the weights, of the order of the data, and of the augmentations.
-    workers: int = 8  # Loader processes per task and training process; 0 loads in the training process.
+    workers: int = 8
+    """Loader processes of each training process for the images, of which video pairs need 2 at most; 0 loads in the
+    training process."""
 
     epochs: int = 100  # (paper)
     steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
@@ -266,7 +268,8 @@ def batches(config: Config, source: Source, first: int, device: torch.device) ->
     """This process's share of the batches of a task from its `first` step on, and the bad files met on the way."""
     stream = Stream(config.seed, processes.rank(), processes.world_size(), first)
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)
-    for pair, faults in make_loader(source.data, source.transform, share, stream, config.workers, allowed):
+    workers = config.workers if source.kind == "images" else min(config.workers, 2)
+    for pair, faults in make_loader(source.data, source.transform, share, stream, workers, allowed):
         # As bytes until they are on the GPU: a quarter of the memory that a worker shares, and of the copy.
         moved = (to_dtype(x.to(device, non_blocking=True), torch.float32, scale=True) for x in pair)
         yield tuple(moved), [(source.kind, fault) for fault in faults]
@@ -308,8 +311,11 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     """The model, and AdamW with a group for each of its parts; the estimator has its own learning rate."""
     torch.manual_seed(config.seed)
     model = MCJEPA(config.model, config.loss, config.task, config.backbone).to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # for its tensor cores; on a CPU the step takes as long
+    if device.type == "cuda":  # for its tensor cores; on a CPU the step takes as long
+        for weight in model.parameters():
+            # Not those of 1 x 1: both layouts are one to them, and DDP would warn that it mistook one for the other.
+            if weight.ndim == 4 and weight.shape[2:].numel() > 1:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     rates = {"estimator": config.estimator_learning_rate}
     groups = [
         {"name": name, "params": [*part.parameters()], "initial_lr": rates.get(name, config.learning_rate)}
@@ -392,12 +398,12 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     if dist.is_initialized():
         device_ids = [device.index] if device.type == "cuda" else None
         alternates = config.strategy.startswith("alternate")
+        # Gradients are views of the buckets: otherwise they are there twice.
         module = DistributedDataParallel(
-            model,
-            device_ids,
-            find_unused_parameters=alternates,
-            gradient_as_bucket_view=True,  # otherwise gradients are there twice
-            broadcast_buffers=False,  # batch norm's averages are alike: its statistics are those of all processes
+            model, device_ids, find_unused_parameters=alternates, gradient_as_bucket_view=True
+        )
+        module.broadcast_buffers = (
+            False  # batch norm's averages are alike, as its statistics are those of all processes
         )
     return torch.compile(module) if config.compile else module
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from helpers import torchrun, write_frames, write_image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from engine import checkpoint, processes
@@ -327,6 +329,27 @@ def test_a_step_with_numbers_that_are_not_finite_changes_neither_weights_nor_ave
     hook.remove()
     numbers, reports = train.take_step(opened, model, 0, 0, (None, views), [])
     assert numbers and not reports and changed(before, model.state_dict()) == {"encoder", "expander"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: a tensor's value that is read, and a tensor made of Python's numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.counts[function._schema.name] += function._schema.name in ("aten::_local_scalar_dense", "aten::lift_fresh")
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_step_of_both_tasks_waits_for_the_gpu_once():
+    opened = train.open_run(config_of("--flow-start-epoch", 0, "--output-dir", "none"))
+    batch = tuple(tuple(torch.rand(2, n, 3, side, side)) for n, side in ((2, 64), (4, 32)))
+    for step in range(2):  # the optimizer makes its state in the first
+        with Waits() as waits:
+            assert train.take_step(opened, opened.model, step, step, batch, [])[0]
+    assert +waits.counts == {"aten::_local_scalar_dense": 1}
 
 
 def test_a_step_that_one_process_alone_finds_bad_is_skipped_in_both(tmp_path):
