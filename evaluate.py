@@ -482,14 +482,15 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         if config.export:
             path = config.export / flow_benchmarks.submission_name(benchmark, pair)
             export_flow(path, pair, flows[label], method if config.occlusion else None)
-    report = {"data": benchmark, "label": label, "groups": {}, "notes": notes, "scenes": entries, "table1": {}}
+    groups, table1 = {}, {}
     for group in dict.fromkeys(entry["group"] for entry in entries):
-        rows = {name: mean_errors([entry for entry in entries if entry["group"] == group], name) for name in methods}
-        report["groups"][group or "all"] = rows
+        own = [entry for entry in entries if entry["group"] == group]
+        rows = groups[group or "all"] = {name: mean_errors(own, name) for name in methods}
         if not testing:
-            report["table1"][f"{group} EPE".strip()] = rows[label]["per_image"]["epe"]["all"]
+            table1[f"{group} EPE".strip()] = rows[label]["per_image"]["epe"]["all"]
     if not testing:
-        print_errors(report)
+        print_errors(groups)
+    report = {"data": benchmark, "label": label, "groups": groups, "notes": notes, "scenes": entries, "table1": table1}
     return write_report(config, "flow", report)
 
 
@@ -523,21 +524,15 @@ def mean_errors(entries: list[dict], method: str) -> dict:
     return means | {"seconds": float(np.median([entry[method]["seconds"] for entry in entries]))}
 
 
-def print_errors(report: dict) -> None:
-    """The means of each group of pairs, and the error of each pair where there are few."""
-    print("\nEPE in px, F1 in %, times in ms")
-    for (group, rows), mean in product(report["groups"].items(), ("per_pixel", "per_image")):
+def print_errors(groups: dict[str, dict]) -> None:
+    """A table for each group of pairs and each mean: EPE in pixels, F1 in percent, time of a pair in milliseconds."""
+    for (group, rows), mean in product(groups.items(), ("per_pixel", "per_image")):
         columns = [f"{metric} {region}" for metric, region in product(("EPE", "F1"), rows["zero"][mean]["epe"])]
         table = {
             name: [*row[mean]["epe"].values(), *(100 * f1 for f1 in row[mean]["f1"].values()), 1000 * row["seconds"]]
             for name, row in rows.items()
         }
-        print_table(f"{group}, {mean.replace('_', ' ')}", [*columns, "time"], table)
-    if len(report["scenes"]) <= 20:
-        names = [f"{scene['group']} {scene['name']}".strip() for scene in report["scenes"]]
-        methods = list(next(iter(report["groups"].values())))
-        errors = ([scene[method]["epe"].get("all", math.nan) for method in methods] for scene in report["scenes"])
-        print_table("EPE all", methods, dict(zip(names, errors, strict=True)))
+        print_table(f"{group}, {mean.replace('_', ' ')} [px, %, ms]", [*columns, "time"], table)
 
 
 def flow_errors_on_shapes(model: MCJEPA, count: int, size: tuple[int, int]) -> dict[str, float]:
@@ -762,8 +757,8 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
         recipe = recipe._replace(steps=config.steps, warmup=min(recipe.warmup, config.steps // 10))
     model, config = open_model(config)
     segmenter = Segmenter(model, len(training.classes), config.finetune).to(own_device())
-    settings, notes = train_segmenter(segmenter, training, recipe, config), list(training.notes)
-    segmenter.eval()
+    settings, faults = train_segmenter(segmenter, training, recipe, config)
+    notes, segmenter = [*training.notes, *faults], segmenter.eval()
     confusion = torch.zeros(len(training.classes), len(training.classes), dtype=torch.int64)
     images, count = map(validation.__getitem__, range(len(validation))), len(validation)
     for number, ((image, truth), pictured) in enumerate(readable(images, count, "image", config.pictures, notes)):
@@ -795,10 +790,11 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
 
 def train_segmenter(
     segmenter: Segmenter, training: LabelledImages | ShapeLabels, recipe: Recipe, config: SegmentationConfig
-) -> dict:
+) -> tuple[dict, list[str]]:
     """Trains the head, and the encoder with --finetune, from the checkpoint in --output-dir or from the beginning.
 
-    Returns the settings of the run. ValueError if the checkpoint belongs to others, or the loss is not finite.
+    Returns the settings of the run, and notes on unreadable files. ValueError if the checkpoint belongs to others, or
+    the loss is not finite.
     """
     settings = as_json(config) | recipe._asdict() | {"training_images": len(training)}
     if Path(config.model).is_file():
@@ -815,17 +811,19 @@ def train_segmenter(
     if checkpoint:
         if warnings:  # the next save would move the damaged file over the good checkpoint.1.pt
             path.rename(path.with_name("damaged-checkpoint.pt"))
-        # The weights say which model it is, wherever it is stored.
-        may_differ = ["output_dir", "workers", "pictures", "data_root", "model"]
+        may_differ = ("output_dir", "workers", "pictures", "data_root", "model")  # the weights say which model it is
         check_same_run(path, checkpoint["config"], settings, may_differ)
         learns.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
     transform, stream = label_sets.LabelAugmentation(recipe.crop, recipe.size), Stream(config.seed, start_step=start)
-    loader = make_loader(training, transform, recipe.batch, stream, config.workers)
+    # The next image takes the place of an unreadable one, as often as need be.
+    loader = make_loader(training, transform, recipe.batch, stream, config.workers, allowed_bad_files=len(training))
     segmenter.train()
+    notes: dict[str, None] = {}
     with closing(Log(config.output_dir, start, recipe.steps)) as log:
-        for step, (images, labels) in zip(range(start, recipe.steps), loader, strict=False):
+        for step, ((images, labels), faults) in zip(range(start, recipe.steps), loader, strict=False):
+            notes |= dict.fromkeys(f"not trained on: {fault}" for fault in faults)
             factor, done = min((step + 1) / max(recipe.warmup, 1), 1.0) * (1 - step / recipe.steps), step + 1
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["initial_lr"]
@@ -844,7 +842,7 @@ def train_segmenter(
             if done % 100 == 0 or done == recipe.steps:
                 state = {"model": learns.state_dict(), "optimizer": optimizer.state_dict()}
                 save_checkpoint(path, state | {"step": done, "config": settings})
-    return settings
+    return settings, list(notes)
 
 
 @torch.no_grad()
@@ -1056,12 +1054,16 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
         clip, count, rate = open_clip(config.video, config.max_frames)
         film = writing_film(config.output_dir / f"{config.video.stem}_{name}.mp4", rate)
 
+    def read(index: int) -> UInt8[Tensor, "3 h w"]:
+        if config.images:
+            return load_image(config.images[index])
+        return clip[index][0] if index < len(clip) else clip[-1][1]  # the last frame begins no pair
+
     def encode(index: int) -> tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "d _ _"]]:
-        path = config.video or config.images[index]
-        image = clip[min(index, len(clip) - 1)][index == len(clip)] if config.video else load_image(path)
+        image, stem = read(index), (config.video or config.images[index]).stem
         rows, columns = (-(-length // stride) for length in image.shape[1:])
         cells = features(pad_to_multiple(image[None].float() / 255, 64))  # the coarsest stride
-        return f"{path.stem}_{index:05d}", image, cells[:, :rows, :columns].cpu()
+        return f"{stem}_{index:05d}", image, cells[:, :rows, :columns].cpu()
 
     sample = readable(map(encode, spread(count, 10)), min(count, 10), "image", 0, [])
     paint = principal_colours([cells for (*_, cells), _ in sample])
