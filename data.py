@@ -65,19 +65,6 @@ def is_image(path: str | Path) -> bool:
     return is_image_file(str(path)) and not is_hidden(Path(path).name)
 
 
-def visible_glob(root: Path, pattern: str) -> list[Path]:
-    """The paths below `root` that match the pattern, sorted, without hidden ones."""
-    return sorted(path for path in root.glob(pattern) if not any(map(is_hidden, path.relative_to(root).parts)))
-
-
-def set_folders(root: Path) -> list[Path]:
-    """Where a data set may lie: the root itself and its direct subfolders. FileNotFoundError if root is no folder."""
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; check the path")
-    # Not lost+found of a data disk, which only root may enter.
-    return [root, *(path for path in visible_glob(root, "*") if path.is_dir() and os.access(path, os.X_OK))]
-
-
 def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
     """Every visible file below `root` with one of the extensions, in natural order; links are followed."""
     root, found = Path(root), []

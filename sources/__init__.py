@@ -1,0 +1,48 @@
+"""Where the files of each data set lie, and how they are stored. What the modules share: finding a set in a folder."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from data import MissingSet, is_hidden
+
+
+def visible_glob(root: Path, pattern: str) -> list[Path]:
+    """The paths below `root` that match the pattern, sorted, without hidden ones."""
+    return sorted(path for path in root.glob(pattern) if not any(map(is_hidden, path.relative_to(root).parts)))
+
+
+def set_folders(root: Path) -> list[Path]:
+    """Where a data set may lie: the root itself and its direct subfolders. FileNotFoundError if root is no folder."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; check the path")
+    # Not lost+found of a data disk, which only root may enter.
+    return [root, *(path for path in visible_glob(root, "*") if path.is_dir() and os.access(path, os.X_OK))]
+
+
+def find_set(
+    root: Path, known: dict[str, tuple[str, Callable[[Path], Iterable]]], name: str | None, part: str
+) -> tuple[str, list]:
+    """The one data set in `root` or a folder in it: its name and its files.
+
+    `known` has for each set its layout, for messages, and what lists its files in its own folder. MissingSet if the
+    set, or any where no name is given, is not there; ValueError if several are.
+    """
+    wanted, found = [name] if name else list(known), {}
+    for folder in set_folders(root):
+        for each in wanted:
+            if each not in found and (files := list(known[each][1](folder))):
+                found[each] = files
+    if not found:
+        expected = "; or ".join(known[each][0] for each in wanted)
+        raise MissingSet(f"{root}: no {part} of {name or 'a data set'} in it; expected {expected}")
+    if len(found) > 1:
+        raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
+    return next(iter(found.items()))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty, whatever its byte order mark; other bytes than UTF-8 as in file names."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return [line.strip() for line in content.decode(encoding, "surrogateescape").splitlines() if line.strip()]

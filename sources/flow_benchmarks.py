@@ -7,12 +7,13 @@ FlyingThings3D and HD1K have true flow too. Each set lies one folder below the d
     pair = read_pair(files[0])  # two frames, the true flow, the regions that are measured apart
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data import MissingSet, load_image, open_image, set_folders, size_text, visible_glob
+from data import load_image, open_image, size_text
+from sources import find_set, read_lines, visible_glob
 
 # ------------------------------------------------------------------------------------------------ files of true flow
 
@@ -35,8 +37,6 @@ def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h
 
     ValueError for another format, a file cut short, or one without any known flow.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
     read = {".png": _read_kitti_png, ".pfm": _read_pfm}.get(path.suffix, _read_flo)
     flow = torch.from_numpy(read(path)).permute(2, 0, 1)[None]
     valid = known_flow(flow)
@@ -47,36 +47,34 @@ def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h
 
 def _read_flo(path: Path) -> np.ndarray:
     """Not by cv2.readOpticalFlow, which crashes the interpreter on a damaged header."""
-    content = path.read_bytes()
-    if content[:4] != b"PIEH":
-        raise ValueError(f"{path}: not a .flo file (its first bytes are not 'PIEH')")
-    width, height = np.frombuffer(content[4:12], "<i4").tolist() if len(content) >= 12 else (0, 0)
-    return _floats(path, content, 12, (height, width, 2), "<")
+    head = re.match(rb"PIEH(.{4})(.{4})", path.read_bytes(), re.DOTALL)
+    if head is None:
+        raise ValueError(f"{path}: not a .flo file (it must begin with 'PIEH', width, height)")
+    width, height = (int.from_bytes(size, "little", signed=True) for size in head.groups())
+    return _floats(path, head, (height, width, 2), "<")
 
 
 def _read_pfm(path: Path) -> np.ndarray:
     """Three channels, x, y, and one without a meaning, in rows from the bottom to the top."""
-    content = path.read_bytes()
-    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+[ \t]*\r?\n", content)
+    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+[ \t]*\r?\n", path.read_bytes())
     if head is None:
         raise ValueError(f"{path}: not a .pfm file of three channels (it must begin with 'PF', width, height, scale)")
     order = "<" if head[3] else ">"  # a negative scale: little endian
-    return _floats(path, content, head.end(), (int(head[2]), int(head[1]), 3), order)[::-1, :, :2].copy()
+    return _floats(path, head, (int(head[2]), int(head[1]), 3), order)[::-1, :, :2].copy()
 
 
-def _floats(path: Path, content: bytes, start: int, shape: tuple[int, int, int], order: str) -> np.ndarray:
-    height, width, channels = shape
-    count = height * width * channels
-    if min(shape) < 1 or len(content) < start + 4 * count:
-        raise ValueError(f"{path}: cut short or damaged ({len(content)} bytes for {width}x{height} px)")
-    return np.frombuffer(content, f"{order}f4", count, offset=start).reshape(shape).astype(np.float32)
+def _floats(path: Path, head: re.Match[bytes], shape: tuple[int, int, int], order: str) -> np.ndarray:
+    count = math.prod(shape)
+    if min(shape) < 1 or len(head.string) < head.end() + 4 * count:
+        raise ValueError(f"{path}: cut short or damaged ({len(head.string)} bytes for {shape[1]}x{shape[0]} px)")
+    return np.frombuffer(head.string, f"{order}f4", count, head.end()).reshape(shape).astype(np.float32)
 
 
 def _read_kitti_png(path: Path) -> np.ndarray:
     """(value - 2^15) / 64 px; unknown pixels, where the third channel is 0, become NaN."""
     with open_image(path) as image:  # for its errors: OpenCV reports a damaged file on stderr, in its own words
         image.verify()
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is None or stored.dtype != np.uint16 or stored.shape[2:] != (3,):
         raise ValueError(f"{path}: not a flow of KITTI's format (a png of three 16-bit channels)")
     valid, y, x = cv2.split(stored)  # OpenCV gives blue, green, red; the file holds x, y, valid as red, green, blue
@@ -86,14 +84,12 @@ def _read_kitti_png(path: Path) -> np.ndarray:
 
 def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
     """Writes a flow as .flo, or as KITTI's .png, which holds 64ths of a pixel up to 512 px."""
-    values = np.ascontiguousarray(flow[0].permute(1, 2, 0).numpy())
+    values = flow[0].permute(1, 2, 0).numpy()
     if path.suffix == ".flo":
-        written = cv2.writeOpticalFlow(str(path), values)
+        path.write_bytes(b"PIEH" + np.array(values.shape[1::-1], "<i4").tobytes() + values.astype("<f4").tobytes())
     else:
-        stored = np.clip(np.round(values * 64 + 2**15), 0, 2**16 - 1).astype(np.uint16)
-        written = cv2.imwrite(str(path), np.dstack((np.ones_like(stored[..., 0]), stored[..., 1], stored[..., 0])))
-    if not written:
-        raise OSError(f"{path}: cannot be written; is the disk full?")
+        x, y = cv2.split(np.clip(np.round(values * 64 + 2**15), 0, 2**16 - 1).astype(np.uint16))
+        path.write_bytes(cv2.imencode(".png", cv2.merge((np.ones_like(x), y, x)))[1])
 
 
 # --------------------------------------------------------------------------------------------- where their files lie
@@ -162,7 +158,7 @@ def _middlebury(root: Path) -> Iterator[FlowFiles]:
 def _chairs(root: Path) -> Iterator[FlowFiles]:
     """The validation pairs, which have a 2 in FlyingChairs_train_val.txt, if that list is in or beside the folder."""
     lists = [folder / "FlyingChairs_train_val.txt" for folder in (root, root.parent)]
-    marks = next((path.read_text().split() for path in lists if path.is_file()), None)
+    marks = next((read_lines(path) for path in lists if path.is_file()), None)
     for folder in (root / "data", root):
         flows = [flow for ending in ("flo", "png") for flow in visible_glob(folder, f"*_flow.{ending}")]
         images = {path.stem: path for path in visible_glob(folder, "*_img?.*")} if flows else {}
@@ -195,11 +191,10 @@ def _hd1k(root: Path) -> Iterator[FlowFiles]:
             yield FlowFiles(flow.stem, "", image, _next_frame(image), flow)
 
 
-Finder = Callable[[Path], Iterator[FlowFiles]]
 _GREY = partial(_kitti, folders=("colored_0", "image_0"))
 _COLOUR = partial(_kitti, folders=("image_2",))
 
-FLOW_BENCHMARKS: dict[str, tuple[str, Finder]] = {
+FLOW_BENCHMARKS = {
     "sintel": ("training/flow/SCENE/frame_0001.flo, training/clean/SCENE/frame_0001.png", _sintel),
     "kitti2012": ("training/flow_occ/000000_10.png, training/colored_0/000000_10.png (or image_0)", _GREY),
     "kitti2015": ("training/flow_occ/000000_10.png, training/image_2/000000_10.png", _COLOUR),
@@ -210,7 +205,7 @@ FLOW_BENCHMARKS: dict[str, tuple[str, Finder]] = {
 }
 """The layout of each benchmark, for messages, and the function that lists its pairs in its own folder."""
 
-TESTING_SPLITS: dict[str, tuple[str, Finder]] = {
+TESTING_SPLITS = {
     "sintel": ("test/clean/SCENE/frame_0001.png", _sintel_testing),
     "kitti2012": ("testing/colored_0/000000_10.png (or image_0)", partial(_GREY, split="testing")),
     "kitti2015": ("testing/image_2/000000_10.png", partial(_COLOUR, split="testing")),
@@ -219,9 +214,9 @@ TESTING_SPLITS: dict[str, tuple[str, Finder]] = {
 
 
 def find_benchmark(
-    root: Path, name: str | None = None, split: Literal["training", "testing"] = "training"
+    root: Path, name: str | None = None, split: str = "training"
 ) -> tuple[str, list[FlowFiles], list[str]]:
-    """The pairs of a benchmark in `root` or a folder in it.
+    """The pairs of a benchmark in `root` or a folder in it; `split` is "training" or "testing".
 
     Returns:
         Its name (of the one that is there, if none was given), its pairs, and a note on pairs that are left out since
@@ -234,18 +229,7 @@ def find_benchmark(
     known = FLOW_BENCHMARKS if split == "training" else TESTING_SPLITS
     if name and name not in known:
         raise ValueError(f"there is no {split} part of {name}; {', '.join(known)} have one")
-    wanted = [name] if name else list(known)
-    found: dict[str, list[FlowFiles]] = {}
-    for folder in set_folders(Path(root)):
-        for each in wanted:
-            if each not in found and (pairs := list(known[each][1](folder))):
-                found[each] = pairs
-    if not found:
-        what = ("true flow" if split == "training" else "testing part") + (f" of {name}" if name else "")
-        raise MissingSet(f"{root}: no {what} in it; expected {'; or '.join(known[each][0] for each in wanted)}")
-    if len(found) > 1:
-        raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
-    ((name, pairs),) = found.items()
+    name, pairs = find_set(root, known, name, "true flow" if split == "training" else "testing part")
     whole, lost = [], []
     for pair in pairs:
         missing = [path for path in (pair.image_1, pair.image_2) if not path.is_file()]
@@ -254,8 +238,8 @@ def find_benchmark(
         (lost if missing else whole).append(pair)
     if not whole:
         raise FileNotFoundError(f"{lost[0].image_1}: missing, as all frames of {name}; unpack them beside the flow")
-    note = f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {(lost or whole)[0].image_1}"
-    return name, whole, [note] if lost else []
+    notes = [f"{len(lost)} of {len(pairs)} pairs left out: no frames for them, such as {pair.image_1}" for pair in lost]
+    return name, whole, notes[:1]
 
 
 def picture_name(pair: "FlowPair | FlowFiles") -> str:
@@ -331,9 +315,6 @@ def _read_mask(path: Path, flow: Float[Tensor, "1 2 h w"]) -> Bool[Tensor, "1 1 
 
 def read_frames(path_1: Path, path_2: Path) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 3 h w"]]:
     """Two images; ValueError where they differ in size."""
-    for path in (path_1, path_2):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image")
     image_1, image_2 = (load_image(path)[None].float() / 255 for path in (path_1, path_2))
     if image_1.shape != image_2.shape:
         raise ValueError(f"{path_2}: {size_text(image_2)}, but {path_1} is {size_text(image_1)}; flow needs one size")

@@ -8,9 +8,10 @@ following objects through the videos of DAVIS. Each set lies one folder below th
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,24 +19,13 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import tv_tensors
-from torchvision.datasets import Cityscapes
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from data import (
-    VOID,
-    ColorJitter,
-    LabelledImages,
-    MissingSet,
-    find_files,
-    is_image,
-    load_image,
-    read_ids,
-    set_folders,
-    size_text,
-    visible_glob,
-)
+import data
+from data import VOID, LabelledImages, MissingSet
+from sources import find_set, read_lines, set_folders, visible_glob
 
 # -------------------------------------------------------------------------------------------------- images with labels
 
@@ -50,7 +40,7 @@ def _voc_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
         path = home / "ImageSets" / "Segmentation" / f"{part}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; it lists the images of the {part} part, a name in each row")
-        return path.read_text().split()
+        return read_lines(path)
 
     labels = {name: home / "SegmentationClass" / f"{name}.png" for name in listed(split)}
     more = visible_glob(home, "SegmentationClassAug/*.png") if split == "train" else []
@@ -76,7 +66,7 @@ def _ade20k_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 def _camvid_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
     if (folder / f"{split}annot").is_dir():
-        for image in filter(is_image, visible_glob(folder, f"{split}/*")):
+        for image in filter(data.is_image, visible_glob(folder, f"{split}/*")):
             yield image, folder / f"{split}annot" / f"{image.stem}.png"
 
 
@@ -94,9 +84,9 @@ class LabelSet(NamedTuple):
     """uint8 (classes, 3)."""
 
 
-def _numbers(count: int, first: int = 0, void: int = VOID) -> dict[int, int]:
-    """A table in which the number `first` is class 0, and so on; `void` and VOID are void."""
-    return {first + c: c for c in range(count)} | {void: VOID, VOID: VOID}
+def _numbers(numbers: Iterable[int], void: Iterable[int] = ()) -> dict[int, int]:
+    """A table in which the first number is class 0, and so on; other numbers of `void`, and VOID, are void."""
+    return dict.fromkeys((*void, VOID), VOID) | {number: c for c, number in enumerate(numbers)}
 
 
 def _classes(name: str) -> tuple[list[str], np.ndarray]:
@@ -106,62 +96,48 @@ def _classes(name: str) -> tuple[list[str], np.ndarray]:
     return [row["class"] for row in rows], np.array([[*bytes.fromhex(row["colour"])] for row in rows], np.uint8)
 
 
-_CITYSCAPES = [c for c in Cityscapes.classes if 0 <= c.train_id < VOID]
+_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the classes
 
 LABEL_SETS = {
     "voc": LabelSet(
         "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg, VOCdevkit/VOC2012/SegmentationClass/2007_000032.png, "
         "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
         _voc_files,
-        {"": _numbers(21)},
+        {"": _numbers(range(21))},
         *_classes("voc"),
     ),
     "cityscapes": LabelSet(
         "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
         "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
         _cityscapes_files,
-        {
-            "_labelTrainIds.png": _numbers(19),
-            "_labelIds.png": {c.id % 256: c.train_id if 0 <= c.train_id < VOID else VOID for c in Cityscapes.classes},
-        },
-        [c.name for c in _CITYSCAPES],
-        np.array([c.color for c in _CITYSCAPES], np.uint8),
+        {"_labelTrainIds.png": _numbers(range(19)), "_labelIds.png": _numbers(_CITYSCAPES, range(34))},
+        *_classes("cityscapes"),
     ),
     "ade20k": LabelSet(
         "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
         _ade20k_files,
-        {"": _numbers(150, first=1, void=0)},
+        {"": _numbers(range(1, 151), void=[0])},
         *_classes("ade20k"),
     ),
     "camvid": LabelSet(
         "train/0001TP_006690.png, trainannot/0001TP_006690.png",
         _camvid_files,
-        {"": _numbers(11, void=11)},
+        {"": _numbers(range(11), void=[11])},
         *_classes("camvid"),
     ),
 }
 """The data sets of semantic segmentation by name."""
 
 
-def find_labels(root: Path, name: str | None, split: Literal["train", "val"]) -> tuple[str, LabelledImages]:
+def find_labels(root: Path, name: str | None, split: str) -> tuple[str, LabelledImages]:
     """A split of one of LABEL_SETS in `root` or a folder in it, and its name.
 
     Raises:
         MissingSet: no such data set; FileNotFoundError: an image or labels are missing.
         ValueError: several data sets are there, and none was named.
     """
-    found: dict[str, list[tuple[Path, Path]]] = {}
-    wanted = [name] if name else list(LABEL_SETS)
-    for folder in set_folders(Path(root)):
-        for each in wanted:
-            if each not in found and (files := list(LABEL_SETS[each].files(folder, split))):
-                found[each] = files
-    if not found:
-        expected = "; or ".join(LABEL_SETS[each].layout for each in wanted)
-        raise MissingSet(f"{root}: no {split} part of {name or 'a data set'} in it; expected {expected}")
-    if len(found) > 1:
-        raise ValueError(f"{root}: holds {', '.join(found)}; choose one with --benchmark")
-    ((name, files),) = found.items()
+    known = {each: (known.layout, partial(known.files, split=split)) for each, known in LABEL_SETS.items()}
+    name, files = find_set(root, known, name, f"{split} part")
     label_set, notes = LABEL_SETS[name], []
     for path in (path for pair in files for path in pair):
         if not path.is_file():
@@ -184,7 +160,7 @@ class LabelAugmentation:
         fill = {tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: VOID}
         self.cut = v2.Compose([v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip(0.5)])
         # As v2.RandomPhotometricDistort, which also swaps channels: colours may identify a class.
-        colour = v2.RandomApply([ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
+        colour = v2.RandomApply([data.ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
         self.change = v2.Compose([colour, v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(
@@ -217,9 +193,7 @@ class ObjectVideo(NamedTuple):
         return len(self.frame_names)
 
 
-def find_masked_videos(
-    root: Path, split: str = "val", year: Literal["2016", "2017"] | None = None
-) -> tuple[list[ObjectVideo], list[str]]:
+def find_masked_videos(root: Path, split: str = "val", year: str | None = None) -> tuple[list[ObjectVideo], list[str]]:
     """The videos of DAVIS in `root` or a folder in it, and notes for the report.
 
     JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png (or another resolution, where 480p is not
@@ -230,48 +204,43 @@ def find_masked_videos(
         MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are missing.
         ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
     """
-    homes = {folder: resolution for folder in set_folders(Path(root)) if (resolution := _resolution(folder))}
+    homes = []
+    for home in set_folders(Path(root)):
+        sizes = [
+            path.name for path in visible_glob(home, "JPEGImages/*") if (home / "Annotations" / path.name).is_dir()
+        ]
+        if sizes:
+            size = "480p" if "480p" in sizes else sizes[0]
+            # The lists of 2016 lie under its year, in the archive of 2017, or under the resolution, in its own.
+            folders = {"2016": ("2016", size), "2017": ("2017",), None: ("2017", size)}[year]
+            lists = [home / "ImageSets" / folder / f"{split}.txt" for folder in folders]
+            homes.append((home, size, next((path for path in lists if path.is_file()), None)))
     if not homes:
-        raise MissingSet(
-            f"{root}: no DAVIS in it; expected JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png"
+        expected = "JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png"
+        raise MissingSet(f"{root}: no DAVIS in it; expected {expected}")
+    if len(homes) > 1:
+        homes = [found for found in homes if year and found[2]] or homes
+    if len(homes) > 1:
+        raise ValueError(
+            f"{root}: DAVIS lies in {', '.join(str(home) for home, _, _ in homes)}; name one by --data-root"
         )
-    lists = {home: _list_of_sequences(home, resolution, split, year) for home, resolution in homes.items()}
-    if len(homes) > 1:
-        homes = {home: resolution for home, resolution in homes.items() if year and lists[home]} or homes
-    if len(homes) > 1:
-        raise ValueError(f"{root}: DAVIS lies in {', '.join(map(str, homes))}; name one of them with --data-root")
-    ((home, resolution),) = homes.items()
-    listed, notes = lists[home], []
+    ((home, size, listed),), notes = homes, []
     if listed:  # DAVIS 2016 lists files, DAVIS 2017 sequences
-        firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-        names = list(dict.fromkeys(Path(first).parent.name or first for first in firsts))
+        names = list(dict.fromkeys(Path(line).parent.name or line for line in read_lines(listed)))
     elif any((home / "ImageSets").glob("*/*.txt")):
         raise MissingSet(f"{home / 'ImageSets'}: no list {split}.txt of DAVIS {year or '2017 or 2016'} in it")
     else:
-        names = [folder.name for folder in visible_glob(home / "JPEGImages" / resolution, "*")]
+        names = [folder.name for folder in visible_glob(home / "JPEGImages" / size, "*")]
         notes.append(f"no ImageSets/{year or '2017'}/{split}.txt: all {len(names)} sequences")
     if not names:
-        raise FileNotFoundError(f"{listed or home / 'JPEGImages' / resolution}: no sequence in it")
-    folders = [(home / "JPEGImages" / resolution / name, home / "Annotations" / resolution / name) for name in names]
+        raise FileNotFoundError(f"{listed or home / 'JPEGImages' / size}: no sequence in it")
+    folders = [(home / "JPEGImages" / size / name, home / "Annotations" / size / name) for name in names]
     return [_open_video(frames, masks, one_object=year == "2016") for frames, masks in folders], notes
-
-
-def _resolution(home: Path) -> str | None:
-    """The folder below JPEGImages and Annotations that holds sequences; None if this is not DAVIS."""
-    names = [path.name for path in visible_glob(home, "JPEGImages/*") if (home / "Annotations" / path.name).is_dir()]
-    return "480p" if "480p" in names else next(iter(names), None)
-
-
-def _list_of_sequences(home: Path, resolution: str, split: str, year: str | None) -> Path | None:
-    # The lists of 2016 lie under its year, in the archive of 2017, or under the resolution, in its own.
-    folders = {"2016": ("2016", resolution), "2017": ("2017",), None: ("2017", resolution)}[year]
-    lists = [home / "ImageSets" / folder / f"{split}.txt" for folder in folders]
-    return next((path for path in lists if path.is_file()), None)
 
 
 def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVideo:
     """A sequence of DAVIS. White masks (DAVIS 2016) show one object, number 1; `one_object` merges all objects."""
-    paths = [path for path in find_files(folder, IMG_EXTENSIONS) if path.parent == folder]
+    paths = [path for path in data.find_files(folder, IMG_EXTENSIONS) if path.parent == folder]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
     if not paths:
         raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
@@ -279,7 +248,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
     if not mask_paths[0].is_file():
         raise FileNotFoundError(f"{mask_paths[0]}: missing; a sequence needs the mask of its first frame")
-    first = read_ids(mask_paths[0])
+    first = data.read_ids(mask_paths[0])
     numbers = set(first.unique().tolist()) - {0}
     if not numbers:
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
@@ -288,17 +257,19 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
     white = numbers == {VOID}
 
     def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
-        frame = load_image(paths[index])
+        frame = data.load_image(paths[index])
         if frame.shape[1:] != first.shape:
-            raise ValueError(f"{paths[index]}: {size_text(frame)}, but the first mask is {size_text(first)}")
+            raise ValueError(f"{paths[index]}: {data.size_text(frame)}, but the first mask is {data.size_text(first)}")
         return frame
 
     def read_mask(index: int) -> UInt8[Tensor, "h w"] | None:
         if not mask_paths[index].is_file():
             return None
-        mask = read_ids(mask_paths[index])
+        mask = data.read_ids(mask_paths[index])
         if mask.shape != first.shape:
-            raise ValueError(f"{mask_paths[index]}: a mask of {size_text(mask)}, but its video is {size_text(first)}")
+            raise ValueError(
+                f"{mask_paths[index]}: a mask of {data.size_text(mask)}, but its video is {data.size_text(first)}"
+            )
         if white:
             return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask

@@ -6,6 +6,7 @@ It is not from the paper: it lets everything run, learn and be measured without 
     image_1, image_2 = ShapePairs()[0]  # uint8 frames for training
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -185,6 +186,7 @@ def _random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate((matrix, (mean - 128 * matrix.sum(axis=2))[..., None]), axis=2)
 
 
+@dataclass(eq=False)
 class MovingShapes(Dataset):
     """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
 
@@ -204,20 +206,14 @@ class MovingShapes(Dataset):
         classes           int64 (t, h, w), index into SHAPE_CLASSES
     """
 
-    def __init__(
-        self,
-        length: int = 10_000,
-        size: tuple[int, int] = (128, 128),
-        frames: int = 2,
-        seed: int = 0,
-        max_shapes: int = 2,
-        max_motion: float = 0.08,
-        brightness: float = 0.1,
-        looks_by_class: bool = False,
-    ):
-        self.length, self.size, self.frames, self.seed = length, tuple(size), frames, seed
-        self.max_shapes, self.max_motion, self.brightness = max_shapes, max_motion, brightness
-        self.looks_by_class = looks_by_class
+    length: int = 10_000
+    size: tuple[int, int] = (128, 128)
+    frames: int = 2
+    seed: int = 0
+    max_shapes: int = 2
+    max_motion: float = 0.08
+    brightness: float = 0.1
+    looks_by_class: bool = False
 
     def __len__(self) -> int:
         return self.length

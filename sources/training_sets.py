@@ -9,7 +9,7 @@ Each set lies one folder below the data root, as its archive unpacks; only frame
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
 
-from data import Clip, FlowAugmentation, FramePairs, MissingSet, is_image, load_image, set_folders, visible_glob
+from data import Clip, FlowAugmentation, FramePairs, MissingSet, is_image, load_image
+from sources import set_folders, visible_glob
 
 
 class VideoSet(NamedTuple):
@@ -32,43 +33,25 @@ class VideoSet(NamedTuple):
     url: str
     frames: str
     """Where the frames lie in the set's own folder, as a pattern. A frame's name ends in its number."""
-    marker: str = ""
-    """A file that identifies the set where another has the same layout; by default any of its frames."""
-    left_out: range = range(0)
-    """Numbers of the frames that stay out of training."""
+    is_multiview: bool = False
+    """Of KITTI: with more frames (from 00 on) than those that are measured, which stay out of training."""
 
 
 _KITTI = "https://www.cvlibs.net/datasets/kitti"
 _SINTEL = "http://sintel.is.tue.mpg.de/downloads"
 _FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
-_MEASURED = range(9, 13)  # true flow leads from frame 10 to 11 of each scene (field)
+_THINGS = f"{_FREIBURG}/SceneFlowDatasets.en.html"
 
 VIDEO_SETS = {
     "kitti_raw": VideoSet("KITTI raw", f"{_KITTI}/raw_data.php", "2011_*/*_sync/image_02/data/*"),
-    "kitti2012": VideoSet(
-        "KITTI 2012's multiview extension",
-        f"{_KITTI}/eval_stereo_flow.php",
-        "*ing/colored_0/*_*",
-        "training/colored_0/*_00.*",
-        _MEASURED,
-    ),
-    "kitti2015": VideoSet(
-        "KITTI 2015's multiview extension",
-        f"{_KITTI}/eval_scene_flow.php",
-        "*ing/image_2/*_*",
-        "training/image_2/*_00.*",
-        _MEASURED,
-    ),
+    "kitti2012": VideoSet("KITTI 2012 multiview", f"{_KITTI}/eval_stereo_flow.php", "*ing/colored_0/*_*", True),
+    "kitti2015": VideoSet("KITTI 2015 multiview", f"{_KITTI}/eval_scene_flow.php", "*ing/image_2/*_*", True),
     "sintel_clean": VideoSet("Sintel", _SINTEL, "t*/clean/*/frame_*"),
     "sintel_final": VideoSet("Sintel", _SINTEL, "t*/final/*/frame_*"),
     "sintel_raw": VideoSet("Sintel, the film", "https://durian.blender.org/download", "sintel_raw/*/frame_*"),
     "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
-    "things_clean": VideoSet(
-        "FlyingThings3D", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_cleanpass/TRAIN/*/*/*/*"
-    ),
-    "things_final": VideoSet(
-        "FlyingThings3D", f"{_FREIBURG}/SceneFlowDatasets.en.html", "frames_finalpass/TRAIN/*/*/*/*"
-    ),
+    "things_clean": VideoSet("FlyingThings3D", _THINGS, "frames_cleanpass/TRAIN/*/*/*/*"),
+    "things_final": VideoSet("FlyingThings3D", _THINGS, "frames_finalpass/TRAIN/*/*/*/*"),
     "hd1k": VideoSet("HD1K", "http://hci-benchmark.iwr.uni-heidelberg.de", "hd1k_input/image_2/*_*"),
 }
 """The sets of the paper's flow task by name."""
@@ -105,21 +88,22 @@ def find_video_set(name: str, root: Path) -> VideoClips | None:
     ValueError if the set lies in several folders, or a frame has no number or is alone in its clip.
     """
     video_set = VIDEO_SETS[name]
-    pattern = video_set.marker or video_set.frames
-    folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, pattern)]
+    sign = video_set.frames.replace("*_*", "*_00.*") if video_set.is_multiview else video_set.frames
+    folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
     if not folders:
         return None
     if len(folders) > 1:
         raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
     frames = filter(is_image, visible_glob(folders[0], video_set.frames))
-    found = VideoClips(folders[0], *_consecutive_frames(frames, video_set.left_out))
+    # True flow leads from frame 10 to 11 of each scene: 9 to 12 stay out (field).
+    found = VideoClips(folders[0], *_consecutive_frames(frames, range(9, 13) if video_set.is_multiview else ()))
     if not found.clips:
         raise ValueError(f"{found.path}: no two frames of {video_set.title} are consecutive; unpack the archive again")
     return found
 
 
-def _consecutive_frames(paths: Iterable[Path], left_out: range = range(0)) -> tuple[list[Clip], list[str]]:
-    """Clips of frames with consecutive numbers, and a note for each gap.
+def _consecutive_frames(paths: Iterable[Path], left_out: Sequence[int]) -> tuple[list[Clip], list[str]]:
+    """Clips of frames with consecutive numbers, without those left out, and a note for each gap.
 
     The number is the digits at the end of a file's name; what stands before them identifies the clip.
     """
@@ -153,11 +137,7 @@ class Mix(ConcatDataset):
     def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: list[str] | None = None):
         super().__init__([part for name, part in parts.items() for _ in range(repeats[name])])
         self.parts, self.repeats, self.notes = parts, {name: repeats[name] for name in parts}, notes or []
-        self.lengths = {name: len(part) * repeats[name] for name, part in parts.items()}
-
-    @property
-    def file_count(self) -> int:
-        return sum(part.file_count for part in self.parts.values())
+        self.file_count = sum(part.file_count for part in parts.values())
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """A shuffled pass: each set comes at an even rate, and all of it before any of it comes again."""
@@ -199,19 +179,17 @@ def open_mix(
 def how_to_get(name: str) -> str:
     """Where to download a video set, and its layout."""
     video_set = VIDEO_SETS[name]
-    place = f"ANY_FOLDER/{video_set.marker or video_set.frames}"
-    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to {place}"
+    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to ANY_FOLDER/{video_set.frames}"
 
 
 def describe_mix(mix: Mix) -> str:
-    """A table of the sets in the mix, and notes on the first gaps in their numbering."""
+    """A table of the sets in the mix, and a note on the gaps in their numbering."""
     lines = [f"{'set':13} {'clips':>7} {'pairs':>9} {'repeats':>8} {'share':>7}  path"]
     for name, part in mix.parts.items():
-        share, path = mix.lengths[name] / len(mix), os.path.commonpath([clip.path for clip in part.clips])
-        lines.append(f"{name:13} {len(part.clips):7,} {len(part):9,} {mix.repeats[name]:8} {share:7.2%}  {path}")
-    lines += [f"note: {note}" for note in mix.notes[:5]]
-    if len(mix.notes) > 5:
-        lines.append(f"note: {len(mix.notes) - 5} more gaps like these")
+        repeats, path = mix.repeats[name], os.path.commonpath([clip.path for clip in part.clips])
+        share = f"{len(part) * repeats / len(mix):7.2%}"
+        lines.append(f"{name:13} {len(part.clips):7,} {len(part):9,} {repeats:8} {share}  {path}")
+    lines += [f"note: {len(mix.notes)} gap(s) in the numbers of frames; {note}" for note in mix.notes[:1]]
     return "\n".join(lines)
 
 
@@ -231,14 +209,13 @@ class ImageNet(ImageFolder):
         ]
         place = next((place for place in places if place.is_dir() and self.find_classes(place)[0]), None)
         if place is None:
-            raise MissingSet(
-                f"{root}: no ImageNet in it; expected ImageNet/train/n01440764/*.JPEG (image-net.org/download); or "
-                "use --image-dir, or --task mjepa"
-            )
+            expected = "expected ImageNet/train/n01440764/*.JPEG (image-net.org/download)"
+            raise MissingSet(f"{root}: no ImageNet in it; {expected}; or use --image-dir, or --task mjepa")
         try:
             super().__init__(place, loader=load_image, is_valid_file=is_image)
         except FileNotFoundError as error:  # a class without images
             raise FileNotFoundError(f"{place}: {error}; unpack these classes, or remove their folders") from error
+        self.file_count = len(self.samples)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The folders named like a class, whatever lies beside them."""
@@ -247,10 +224,6 @@ class ImageNet(ImageFolder):
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return super().__getitem__(index)[0]
-
-    @property
-    def file_count(self) -> int:
-        return len(self)
 
 
 def main(data_root: Path) -> None:
