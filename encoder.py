@@ -10,7 +10,11 @@ ceil(h / s) x ceil(w / s).
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,6 +22,40 @@ import torchvision.models
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
+from torchvision.transforms.v2.functional import to_image
+
+Images = Tensor | np.ndarray | PIL.Image.Image | str | Path
+"""What the calls for users take; see `as_batch`."""
+
+
+def as_batch(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "b 3 h w"]:
+    """RGB images in [0, 1] on the device, from what people have.
+
+    Args:
+        images: a tensor (b, 3, h, w) or (3, h, w), float in [0, 1] or uint8; a NumPy array (h, w, 3) of the same; a PIL
+            image; or the path of an image file.
+
+    Raises:
+        ValueError: it is none of these.
+        OSError: the file cannot be read.
+    """
+    if isinstance(images, str | Path):
+        images = PIL.ImageOps.exif_transpose(PIL.Image.open(images))
+    if isinstance(images, PIL.Image.Image):
+        images = images.convert("RGB")
+    x = images if isinstance(images, Tensor) else to_image(images).as_subclass(Tensor)
+    x = x[None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] != 3 or not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(
+            f"images are (b, 3, h, w) or (3, h, w), floats in [0, 1] or uint8, not {x.dtype} of shape {tuple(x.shape)}"
+        )
+    x = x.to(device)
+    if x.dtype == torch.uint8:
+        return x / 255
+    # A little more for images that were resized by a method that overshoots.
+    if not torch.compiler.is_exporting() and x.numel() and not (x.min() >= -0.5 and x.max() <= 1.5):
+        raise ValueError(f"float images lie in [0, 1], not in [{x.min():g}, {x.max():g}]: divide them by 255?")
+    return x
 
 
 def _pad_to_even(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -150,6 +188,8 @@ class PWCPyramid(nn.Module):
 
 
 ENCODERS = {"convnext_tiny": ConvNeXtPyramid, "resnet50": ResNetPyramid, "pwc": PWCPyramid}
+EncoderName = Literal[tuple(ENCODERS)]
+"""The names of the encoders, as the type of a configuration's field."""
 
 
 def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:

@@ -140,20 +140,25 @@ def smoothness_loss(
     image: Float[Tensor, "b c h w"],
     edge_weight: float = 10.0,
     order: int = 1,
+    charbonnier: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Eq. 4: differences of the flow between neighbouring pixels, tolerated where the image has an edge.
 
     mean(exp(-edge_weight |dI/dx|) |d^n f/dx^n|) + the same over y, with n = `order`, and |dI/dx| the mean over the
     image's channels. The paper's formula drops the bars around the image gradient; without them an edge from dark
-    to bright would be penalised and one from bright to dark would explode. ARFlow halves the sum, we do not; a
-    second difference takes the image's edge between its middle and its far pixel, as ARFlow does.
+    to bright would be penalised and one from bright to dark would explode. A second difference takes the image's edge
+    between its middle and its far pixel, as ARFlow does.
+
+    Published coefficients, brought to this sum: ARFlow's function takes a quarter of it at order 1 and half of it at
+    order 2, of the flow divided by min(h, w) (75 at order 2 for KITTI becomes 37.5, 50 at order 1 for Sintel 12.5).
+    UFlow's takes half of it, of the flow at stride 4 in pixels of that size, with `charbonnier` 0.001.
 
     Args:
-        flow: in the unit that belongs to the loss's coefficient. ARFlow's 75 belongs to the flow divided by min(h, w);
-            the caller scales it.
+        flow: in the unit that belongs to the loss's coefficient; the caller scales it.
         image: the frame on whose grid the flow lives, in [0, 1].
         edge_weight: lambda of Eq. 4.
         order: 1 (a constant flow costs nothing) or 2 (an affine flow costs nothing).
+        charbonnier: if not 0, sqrt(x^2 + charbonnier^2) stands in place of |x|.
 
     Raises:
         ValueError: order is neither 1 nor 2.
@@ -164,7 +169,9 @@ def smoothness_loss(
     for axis in (3, 2):
         weight = torch.exp(-edge_weight * image.diff(dim=axis).abs().mean(dim=1, keepdim=True))
         weight = weight.narrow(axis, order - 1, weight.shape[axis] - order + 1)
-        loss = loss + (weight * flow.diff(n=order, dim=axis).abs()).mean()
+        difference = flow.diff(n=order, dim=axis)
+        size = (difference.square() + charbonnier**2).sqrt() if charbonnier else difference.abs()
+        loss = loss + (weight * size).mean()
     return loss
 
 
@@ -298,11 +305,11 @@ def vicreg_loss(
         The tuple (invariance, variance, covariance), unweighted.
 
     Raises:
-        ValueError: there are fewer than two samples.
+        ValueError: x and y differ in shape, or there are fewer than two samples.
     """
     n, d = x.shape
-    if n < 2:
-        raise ValueError(f"vicreg_loss: needs at least 2 samples, got {n}")
+    if n < 2 or x.shape != y.shape:
+        raise ValueError(f"vicreg_loss: needs two views of at least 2 samples, got {(*x.shape,)} and {(*y.shape,)}")
     variance_term, covariance_term = x.new_zeros(()), x.new_zeros(())
     for z in (x, y):
         z = z - z.mean(dim=0)

@@ -8,17 +8,29 @@ flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w) in pixels
 model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
 """
 
+import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from encoder import Expander, build_encoder, gather, several_processes, sum_over_processes
+from encoder import (
+    EncoderName,
+    Expander,
+    Images,
+    as_batch,
+    build_encoder,
+    gather,
+    several_processes,
+    sum_over_processes,
+)
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (
     cycle_consistency_loss,
@@ -37,51 +49,58 @@ HIT_OFTEN_ENOUGH = 0.2  # a pixel that the range map hits less is occluded (fiel
 class ModelConfig:
     """What the network is made of."""
 
-    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"  # The backbone (paper; others: its Table 4).
+    encoder: EncoderName = "convnext_tiny"  # The backbone (paper: convnext_tiny; its Table 4 has the other two).
     estimator_factor: float = 2.0  # Scales the widths of the flow estimator (paper, Table 3: 2, with 8M parameters).
-    estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"  # Inside the estimator (paper, Table 3: LN).
+    estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"
+    """Inside the estimator (paper, Table 3: layer)."""
+    correlation_radius: int = 4  # How far the correlation looks, in pixels of a level (field; the paper: all pairs).
     estimator_unit: float = 16.0
     """What an output of 1 of the estimator means at every level, in pixels of the image (ours; PWC-Net: 20)."""
-    flow_clip: float = 128.0  # The largest flow in x and y, in pixels of the image (second-hand).
-    expander: tuple[int, ...] = (8192, 8192, 8192)  # Widths of the expander (field: VICReg's official code).
+    flow_clip: float = 128.0  # The largest flow in x and y, in pixels of the image (ours: 128).
+    expander: tuple[int, ...] = (8192, 8192, 8192)
+    """Widths of the expander (field, VICReg's official code: 8192 8192 8192)."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The coefficients of Eq. 7, and what belongs to its terms."""
 
-    reconstruction: float = 1.0  # Eq. 3 (second-hand).
-    l1: float = 1.0  # Inside Eq. 3 (paper: the three are summed).
-    l2: float = 1.0  # Inside Eq. 3.
-    ssim: float = 1.0  # Inside Eq. 3.
-    regression: float = 1.0  # Eq. 2 (second-hand).
+    reconstruction: float = 1.0  # Eq. 3 (second-hand: 1).
+    l1: float = 1.0  # Inside Eq. 3 (ours: 1; the paper names the three parts, and no weights).
+    l2: float = 1.0  # Inside Eq. 3 (ours: 1).
+    ssim: float = 1.0  # Inside Eq. 3 (ours: 1).
+    regression: float = 1.0  # Eq. 2 (second-hand: 1).
     smoothness: float = 37.5
-    """Eq. 4, on the flow divided by min(h, w) (second-hand: the 75 of ARFlow's setting for KITTI. ARFlow's function
-    halves the sum of Eq. 4 at order 2 and quarters it at order 1: divide its coefficients by 2, or by 4)."""
-    smoothness_order: Literal[1, 2] = 2  # Which differences of the flow Eq. 4 takes (paper: 1; field: ARFlow on KITTI).
-    edge_weight: float = 10.0  # lambda of Eq. 4 (field: ARFlow).
-    cycle: float = 0.2  # Eq. 5 (second-hand).
+    """Eq. 4, on the flow divided by min(h, w) (second-hand: 75, ARFlow's for KITTI; its function halves the sum at
+    order 2 and quarters it at order 1, so that its 75 is our 37.5 or 18.75; see `losses.smoothness_loss`)."""
+    smoothness_order: Literal[1, 2] = 2  # Which differences of the flow Eq. 4 takes (paper: 1; field, ARFlow: 2).
+    charbonnier: float = 0.0  # If not 0, Eq. 4 has sqrt(x^2 + this^2) in place of |x| (paper: 0; field, UFlow: 0.001).
+    edge_weight: float = 10.0  # lambda of Eq. 4 (field, ARFlow: 10).
+    cycle: float = 0.2  # Eq. 5 (second-hand: 0.2).
     level_flow: Literal["entering", "leaving"] = "entering"
-    """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest (paper, Eq. 1 and Figure 2),
-    or the refined one that leaves it (ours)."""
+    """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest, or the refined one that
+    leaves it (paper, Eq. 1 and Figure 2: entering)."""
     masked: tuple[Literal["regression", "cycle", "reconstruction"], ...] = ("regression",)
-    """The losses that leave occluded pixels out (paper: "only applying L_reg"; field: the reconstruction too)."""
+    """The losses that leave occluded pixels out (paper: regression; field: the reconstruction too)."""
     coarse_levels: float = 0.0
-    """Weight of Eqs. 3 and 4 at the coarser levels, on images shrunk to their size. At 1 the finest of them counts as
-    much as the full size, and each coarser one half as much as the one before (field: ARFlow has them at several
-    levels; off by default, since the paper has them at full size only)."""
+    """Weight of Eqs. 3 and 4 at the coarser levels, on images shrunk to their size (paper: 0, full size only). At 1 the
+    finest of them counts as much as the full size, and each coarser one half as much as the one before."""
     variance: tuple[float, ...] = (0.01, 0.01, 0.01, 0.01, 0.001, 0.0001)
-    """Variance weights of Eq. 6 per level, coarsest first (second-hand; from which end they count is not known)."""
+    """Variance weights of Eq. 6 per level, coarsest first (second-hand: 0.01 0.01 0.01 0.01 0.001 0.0001; from which
+    end they count is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
-    """Covariance weights of Eq. 6 per level, coarsest first (second-hand; as above)."""
-    flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6, beside the content loss (paper, Fig. 5 (3)).
-    vicreg_invariance: float = 25.0  # (field: VICReg's official code)
-    vicreg_variance: float = 25.0  # (field: VICReg's official code)
-    vicreg_covariance: float = 1.0  # (field: VICReg's official code)
+    """Covariance weights of Eq. 6 per level, coarsest first (second-hand: 0.04 0.04 0.001 0 0 0; as above)."""
+    each_frame: bool = False  # Takes the statistics of Eq. 6 from each frame alone, not from both together (ours: no).
+    pooled: tuple[float, float] = (0.0, 0.0)
+    """Variance and covariance weights of Eq. 6 on the pooled features of images (second-hand: 0.01 0.04; ours: 0)."""
+    flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6 (paper, Figure 5 (3): 0.1).
+    vicreg_invariance: float = 25.0  # (field, VICReg's official code: 25)
+    vicreg_variance: float = 25.0  # (field, VICReg's official code: 25)
+    vicreg_covariance: float = 1.0  # (field, VICReg's official code: 1)
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
-    """How occluded pixels are found (paper: the first; field: UFlow has both)."""
+    """How occluded pixels are found (paper: forward_backward; field: UFlow has both)."""
     least_visible: float = 0.2
-    """If less than this share of a frame is visible, its mask is dropped: it must not switch the loss off (ours)."""
+    """If less than this share of a frame is visible, its mask is dropped: it must not end the loss (ours: 0.2)."""
 
 
 class Losses(NamedTuple):
@@ -102,6 +121,12 @@ Terms = dict[str, tuple[Float[Tensor, ""], float]]
 """The terms of a loss by name, each with its coefficient."""
 Monitor = dict[str, Float[Tensor, ""]]
 """What is worth watching but is not part of the loss, by name."""
+
+
+def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_weight: float) -> Float[Tensor, ""]:
+    """Eq. 6 of one level, with the statistics of all processes' positions."""
+    add = sum_over_processes if several_processes() else None
+    return variance_covariance_loss(features, variance_weight, covariance_weight, sum_over_processes=add)
 
 
 @torch.no_grad()
@@ -170,6 +195,7 @@ class MCJEPA(nn.Module):
                 strides,
                 config.estimator_factor,
                 config.estimator_norm,
+                config.correlation_radius,
                 clip=config.flow_clip,
                 unit=config.estimator_unit,
             )
@@ -190,28 +216,30 @@ class MCJEPA(nn.Module):
             self.encoder.eval()
         return self
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Images in [0, 1] to the feature pyramid, coarsest first, in float32."""
+    def encode(self, images: Images) -> list[Float[Tensor, "b _ _ _"]]:
+        """The feature pyramid of images, coarsest first, in float32; see `as_batch` for what may be given."""
+        return self._encode(as_batch(images, self.mean.device))
+
+    def _encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         return [at_least_float32(features) for features in self.encoder((images - self.mean) / self.std)]
 
     @torch.no_grad()
-    def estimate_flow(
-        self, image_1: Float[Tensor, "b 3 h w"], image_2: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, "b 2 h w"]:
+    def estimate_flow(self, image_1: Images, image_2: Images) -> Float[Tensor, "b 2 h w"]:
         """The flow from image_1 to image_2, in pixels, at the size of the images, which may be any.
 
         Args:
-            image_1, image_2: RGB in [0, 1].
+            image_1, image_2: of one size; see `as_batch` for what may be given.
 
         Raises:
-            ValueError: the two differ in size, or the model was trained for content only.
+            ValueError: the two differ in size, or are no images, or the model was trained for content only.
         """
         if self.estimator is None:
             raise ValueError("this model was trained with --task vicreg: it has no flow estimator")
+        image_1, image_2 = (as_batch(image, self.mean.device) for image in (image_1, image_2))
         if image_1.shape != image_2.shape:
             raise ValueError(f"the two images must have one size, got {tuple(image_1.shape)}, {tuple(image_2.shape)}")
         h, w = image_1.shape[2:]
-        pyramid = self.encode(pad_to_multiple(torch.cat((image_1, image_2)), max(self.encoder.strides)))
+        pyramid = self._encode(pad_to_multiple(torch.cat((image_1, image_2)), max(self.encoder.strides)))
         source, target = zip(*(features.chunk(2) for features in pyramid), strict=True)
         flow = estimate_flow_pyramid(self.estimator, list(source), list(target))[-1]
         stride = self.estimator.strides[-1]
@@ -264,7 +292,7 @@ class MCJEPA(nn.Module):
         """Eqs. 2 to 6, both directions in one batch: `images` is [1; 2], and everything follows that order."""
         config, balance = self.loss_config, self.loss_config.flow_balance
         images = pad_to_multiple(images, max(self.encoder.strides))
-        pyramid = self.encode(images)
+        pyramid = self._encode(images)
         flows = estimate_flow_pyramid(self.estimator, pyramid, [swap_frames(x) for x in pyramid])
         terms: Terms = {}
         with torch.autocast(images.device.type, enabled=False):
@@ -280,10 +308,8 @@ class MCJEPA(nn.Module):
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
                 cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
                 weights = config.variance[level], config.covariance[level]
-                over_processes = sum_over_processes if several_processes() else None
-                variance_covariance.append(
-                    variance_covariance_loss(features, *weights, sum_over_processes=over_processes)
-                )
+                samples = features.chunk(2) if config.each_frame else [features]
+                variance_covariance += [eq_6(frames, *weights) / len(samples) for frames in samples]
             if "reconstruction" not in config.masked:
                 visible = torch.ones_like(visible)
             reconstruction, smoothness = self._image_losses(images, flow, visible)
@@ -323,7 +349,8 @@ class MCJEPA(nn.Module):
         reconstruction = reconstruction_loss(
             images, warped, weights_per_pair(visible), config.l1, config.l2, ssim=0.0
         ) + reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=config.ssim)
-        smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, config.edge_weight, config.smoothness_order)
+        options = config.edge_weight, config.smoothness_order, config.charbonnier
+        smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, *options)
         return reconstruction, smoothness
 
     def _coarse_image_losses(
@@ -361,38 +388,50 @@ class MCJEPA(nn.Module):
 
     def _content_terms(self, views: Float[Tensor, "two_n 3 s s"]) -> tuple[Terms, Monitor]:
         """VICReg on the pooled features of the coarsest level; `views` stacks both views of all images, [1; 2]."""
-        pooled = self.encode(views)[0].mean(dim=(2, 3))
+        config, pooled = self.loss_config, self._encode(views)[0].mean(dim=(2, 3))
         x, y = at_least_float32(self.expander(pooled, views=2)).chunk(2)
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)
         terms = {
-            "vicreg_invariance": (invariance, self.loss_config.vicreg_invariance),
-            "vicreg_variance": (variance, self.loss_config.vicreg_variance),
-            "vicreg_covariance": (covariance, self.loss_config.vicreg_covariance),
+            "vicreg_invariance": (invariance, config.vicreg_invariance),
+            "vicreg_variance": (variance, config.vicreg_variance),
+            "vicreg_covariance": (covariance, config.vicreg_covariance),
         }
+        if any(config.pooled):
+            with torch.autocast(pooled.device.type, enabled=False):
+                terms["pooled"] = (eq_6(pooled[..., None, None], *config.pooled), 1.0)
         embedding, pooled = (z.detach().std(dim=0).mean() for z in (x, pooled))
         return terms, {"deviation/embedding": embedding, "deviation/pooled": pooled}
 
 
+def save_weights(model: MCJEPA, path: str | Path, config: dict, step: int) -> None:
+    """Writes the encoder and the estimator as safetensors, with the configuration of their run, for `load_model`."""
+    weights = {name: x.contiguous() for name, x in model.state_dict().items() if not name.startswith("expander.")}
+    Path(path).write_bytes(save(weights, {"config": json.dumps(config), "step": str(step)}))
+
+
 def load_weights(path: str | Path) -> dict:
-    """A dictionary that torch has saved, on the CPU. Nothing in the file is executed (`weights_only=True`).
+    """What torch or `save_weights` has saved, on the CPU. Nothing in the file is executed (`weights_only=True`).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
     if not Path(path).is_file():
-        hint = (
-            f" (a folder; name the file in it, such as {Path(path) / 'checkpoint.pt'})" if Path(path).is_dir() else ""
-        )
+        hint = f" (a folder; name the file in it, such as {Path(path, 'checkpoint.pt')})" if Path(path).is_dir() else ""
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
     try:
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                notes, model = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {"model": model, "config": json.loads(notes["config"]), "step": int(notes["step"])}
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not look at the checksums
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one; use another, or train again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
     return content
@@ -429,20 +468,23 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
-    """The model of a checkpoint, in eval mode.
+    """The model of a checkpoint or of a file of `save_weights` (which has no expander), in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.
     """
     checkpoint = load_checkpoint(path)
     try:
-        settings = checkpoint["config"]
-        parts = [
+        settings, weights = checkpoint["config"], checkpoint["model"]
+        model_config, loss_config = (
             kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()})
             for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))
-        ]
-        model = MCJEPA(*parts, task=settings["task"])
-        model.load_state_dict(checkpoint["model"])
+        )
+        has_expander = any(name.startswith("expander.") for name in weights)
+        model_config = model_config if has_expander else replace(model_config, expander=(1,))
+        model = MCJEPA(model_config, loss_config, settings["task"])
+        model.expander = model.expander if has_expander else None
+        model.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a model of this version of train.py ({reason})") from error

@@ -36,7 +36,7 @@ from engine import checkpoint, processes
 from engine.faults import Faults, Report, run_command
 from engine.log import Log, environment
 from evaluate import flow_errors_on_shapes, flow_figure, shapes_pairs
-from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts
+from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
 
@@ -551,6 +551,9 @@ def train(config: Config) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     if done == plan.end:
+        if main:
+            with checkpoint.replacing(config.output_dir / "model.safetensors") as path:
+                save_weights(run.model, path, run.settings, done)
         command = f"python evaluate.py {'flow' if run.videos else 'segmentation'}"
         processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}")
 

@@ -59,7 +59,7 @@ def parts_of_a_step(device: torch.device) -> dict[str, Way]:
 
     def flow_losses() -> list[Tensor]:
         with (
-            patch.object(model, "encode", lambda _: pyramid),
+            patch.object(model, "_encode", lambda _: pyramid),
             patch.object(mcjepa, "estimate_flow_pyramid", lambda *_: flows),
         ):
             return [model(video=batch["video"]).total]

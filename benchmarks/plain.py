@@ -80,8 +80,8 @@ class PlainMCJEPA(MCJEPA):
     """The same model, written plainly: a pass of the encoder for each frame and view, one of the estimator for each
     direction, 81 shifts, d x d covariances in VICReg. (The expander and Eq. 6 are the same.)"""
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        return join([super(PlainMCJEPA, self).encode(half) for half in images.chunk(2)])
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        return join([super(PlainMCJEPA, self)._encode(half) for half in images.chunk(2)])
 
     def forward(self, *arguments, **keywords) -> mcjepa.Losses:
         with ExitStack() as stack:

@@ -1,9 +1,12 @@
 """The model: Eq. 7 and its terms, masks, several processes, compilation, and loading of checkpoints."""
 
+import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mcjepa
 from flow import resize_flow, warp
-from losses import reconstruction_loss, smoothness_loss
+from losses import covariance_loss, reconstruction_loss, smoothness_loss, variance_covariance_loss, variance_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, standard_deviations
 
 FLOW_TERMS = ["reconstruction", "regression", "smoothness", "cycle", "variance_covariance"]
@@ -145,6 +148,26 @@ def test_masks_leave_out_occluded_pixels_except_in_the_warm_up(occlusion):
     assert (unmasked == 1).all() and share == same_share == visible.mean()
 
 
+def test_eq_6_takes_each_frame_alone_and_the_pooled_features_of_images_where_it_is_asked_to():
+    together, apart = (small_model(each_frame=each)(video=pairs()).unweighted for each in (False, True))
+    pyramid, weights = (
+        small_model().encode(torch.cat(pairs())),
+        zip(LossConfig().variance, LossConfig().covariance, strict=True),
+    )
+    expected = sum(
+        variance_covariance_loss(frames, *level) / 2
+        for features, level in zip(pyramid, weights, strict=True)
+        for frames in features.chunk(2)
+    )
+    close(apart["variance_covariance"], expected)
+    assert {name for name in FLOW_TERMS if together[name] != apart[name]} == {"variance_covariance"}
+    views, model = pairs(4), small_model(pooled=(0.5, 0.25))
+    pooled = model.encode(torch.cat(views))[0].mean(dim=(2, 3))
+    losses = model(views=views)
+    close(losses.weighted["pooled"], 0.5 * variance_loss(pooled) + 0.25 * covariance_loss(pooled))
+    assert list(losses.unweighted) == [*CONTENT_TERMS, "pooled"]
+
+
 def test_standard_deviations_are_over_the_positions_and_averaged_over_the_channels():
     pyramid = [3 * normal(0, 4, 5, 2, 3) + 7, normal(1, 4, 3, 8, 9)]
     for std, level in zip(standard_deviations(pyramid), pyramid, strict=True):
@@ -264,6 +287,36 @@ def test_estimate_flow_takes_images_of_any_size_and_each_pair_by_itself(size):
     torch.testing.assert_close(model.estimate_flow(x[1:], y[1:]), flow[1:])
 
 
+def test_the_calls_for_users_take_paths_pictures_arrays_and_tensors(tmp_path):
+    model, bytes_1, bytes_2 = small_model().float().eval(), *(uniform(2, 2, 3, 33, 40) * 255).byte()
+    floats = [image[None] / 255 for image in (bytes_1, bytes_2)]
+    expected, pyramid = model.estimate_flow(*floats), model.encode(floats[0])
+    arrays = [image.permute(1, 2, 0).numpy() for image in (bytes_1, bytes_2)]
+    pictures = [PIL.Image.fromarray(array) for array in arrays]
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    for images in (
+        [bytes_1, bytes_2],
+        [bytes_1[None], bytes_2[None]],
+        arrays,
+        pictures,
+        paths,
+        [str(p) for p in paths],
+    ):
+        torch.testing.assert_close(model.estimate_flow(*images), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model.encode(images[0]), pyramid, rtol=0, atol=1e-4)
+
+
+def test_what_is_no_image_in_0_to_1_is_refused(tmp_path):
+    x = uniform(0, 3, 8, 8)
+    for images in (255 * x, x.permute(1, 2, 0), x * math.nan, x.int()):
+        with pytest.raises(ValueError, match=r"images (are|lie)"):
+            small_model().encode(images)
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        small_model().encode(tmp_path / "none.png")
+
+
 def test_wrong_calls_are_reported_in_one_line():
     # With the checks of the annotations the error names the argument; without them, as for users, it is a ValueError.
     with pytest.raises(Exception, match="one size|image_2"):
@@ -272,6 +325,24 @@ def test_wrong_calls_are_reported_in_one_line():
         small_model("vicreg").estimate_flow(*pairs())
     with pytest.raises(ValueError, match="loss.variance: 6 levels"):
         small_model(variance=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("task", ["mcjepa", "vicreg"])
+def test_weights_to_hand_on_hold_encoder_and_estimator_and_load_as_the_checkpoint_does(task, tmp_path):
+    model = small_model(task).float().eval()
+    config = {
+        "model": asdict(ModelConfig("pwc", 0.125, expander=(32, 32, 32))),
+        "loss": asdict(LossConfig()),
+        "task": task,
+    }
+    mcjepa.save_weights(model, tmp_path / "model.safetensors", config, 7)
+    loaded, image = mcjepa.load_model(tmp_path / "model.safetensors"), uniform(0, 1, 3, 32, 32).float()
+    assert loaded.expander is None and not loaded.training
+    torch.testing.assert_close(loaded.encode(image), model.encode(image), rtol=0, atol=0)
+    assert sorted(loaded.state_dict()) == sorted(k for k in model.state_dict() if not k.startswith("expander."))
+    assert mcjepa.load_parts(small_model().float(), tmp_path / "model.safetensors") == [
+        name for name in ("estimator", "expander") if task == "vicreg" or name == "expander"
+    ]
 
 
 class RunsCode:
@@ -288,6 +359,9 @@ def test_a_missing_damaged_or_foreign_checkpoint_and_one_that_would_run_code_giv
     one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]  # only the checksums show it
     for name, content in {"cut": whole[:1000], "bit": one_bit, "text": b"not a checkpoint"}.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
+    (tmp_path / "cut.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(ValueError, match=r"^\S*cut.safetensors: not a checkpoint.*$"):
+        load_checkpoint(tmp_path / "cut.safetensors")
     for name in ("foreign", "code", "cut", "bit", "text"):
         with pytest.raises(ValueError, match=rf"^\S*{name}.pt: not a checkpoint.*$"):
             load_checkpoint(tmp_path / f"{name}.pt")
