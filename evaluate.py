@@ -48,7 +48,7 @@ from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
 from flow import forward_backward_mask, resize_flow, warp
-from mcjepa import MCJEPA, ModelConfig, load_checkpoint, load_model, load_weights, pad_to_multiple
+from mcjepa import MCJEPA, EncoderName, ModelConfig, load_checkpoint, load_model, load_weights, pad_to_multiple
 from sources import flow_benchmarks, label_sets
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import ObjectVideo
@@ -84,12 +84,8 @@ def end_point_error(
 ) -> Float[Tensor, ""]:
     """Mean distance in pixels between the ends of the estimated and the true flow vectors (EPE).
 
-    Args:
-        flow, truth: in pixels, channel 0 = x, channel 1 = y. Unknown truth (NaN, or beyond 1e9) never counts.
-        valid: `(b, 1, h, w)` or `(b, h, w)`; only its True pixels count. All do by default.
-
-    Raises:
-        ValueError: no pixel counts.
+    Only True pixels of `valid`, `(b, 1, h, w)` or `(b, h, w)`, count, and those of unknown truth (NaN, or beyond 1e9)
+    never do; ValueError if none does.
     """
     return _errors_and_lengths(flow, truth, valid)[0].mean()
 
@@ -120,10 +116,7 @@ def class_iou(confusion: Int64[Tensor, "c c"]) -> Float[Tensor, " c"]:
 
 
 def mean_iou(confusion: Int64[Tensor, "c c"]) -> float:
-    """The mean over classes of intersection over union, in [0, 1]; see `count_confusion` for its argument.
-
-    A class that neither occurs nor is predicted is left out; without any pixel it raises ValueError.
-    """
+    """The mean over classes, but for those that neither occur nor are predicted; ValueError without any pixel."""
     iou = class_iou(confusion)
     if iou.isnan().all():
         raise ValueError("no pixel in the confusion matrix: the mean IoU is not defined")
@@ -217,7 +210,7 @@ class Config:
     """A checkpoint of train.py, or random (before training); but for flow, a state dict of torchvision's convnext_tiny
     or resnet50. Baselines: for flow zero and dis, for video and features colour."""
     output_dir: Path = Path("runs/evaluation")  # Where numbers and pictures go; files of the same name are replaced.
-    encoder: Literal["convnext_tiny", "resnet50", "pwc"] = "convnext_tiny"  # The network of --model random.
+    encoder: EncoderName = "convnext_tiny"  # The network of --model random.
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.
 
 
@@ -232,8 +225,7 @@ class ProtocolConfig(Config):
 def open_model(config: Config) -> tuple[MCJEPA, Config]:
     """The model of --model, in eval mode, and the configuration with its encoder in place of --encoder.
 
-    Raises:
-        FileNotFoundError, ValueError: no such file, or it holds something else.
+    FileNotFoundError, or ValueError for a file that holds something else.
     """
     if config.model == "random":
         torch.manual_seed(config.seed)
@@ -259,7 +251,7 @@ def feature_method(config: Config, stride: int) -> tuple[FeatureMethod, Config]:
     strides = model.encoder.strides
     if stride not in strides:
         raise ValueError(f"--stride {stride}: the features have strides {', '.join(map(str, strides))}")
-    return torch.no_grad()(lambda image: model.encode(image.to(own_device()))[strides.index(stride)][0]), config
+    return torch.no_grad()(lambda image: model.encode(image)[strides.index(stride)][0]), config
 
 
 # ----------------------------------------------------------------------------------------- items, pictures and reports
@@ -268,11 +260,8 @@ def feature_method(config: Config, stride: int) -> tuple[FeatureMethod, Config]:
 def readable(
     items: Iterator[Any], count: int, unit: str, pictures: int, notes: list[str]
 ) -> Iterator[tuple[Any, bool]]:
-    """The items, each with whether it gets a picture. One that cannot be read becomes a note; the others are measured.
-
-    Raises:
-        ValueError: none can be read.
-    """
+    """The items, each with whether it gets a picture. One that cannot be read becomes a note, so that the others are
+    measured; ValueError if none can be read."""
     faults, pictured = [], spread(count, pictures)
     for index in tqdm(range(count), unit=unit, disable=None):
         try:
@@ -409,9 +398,8 @@ def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
 
 
 def model_flow(model: MCJEPA) -> FlowMethod:
-    """A model as a method: takes and returns tensors on the CPU, wherever its parameters are."""
-    device = next(model.parameters()).device
-    return lambda image_1, image_2: model.estimate_flow(image_1.to(device), image_2.to(device)).float().cpu()
+    """A model as a method: its flow comes back to the CPU, wherever its parameters are."""
+    return lambda image_1, image_2: model.estimate_flow(image_1, image_2).cpu()
 
 
 def dis_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
@@ -453,10 +441,12 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     testing = config.split == "testing"
     if sum(source is not None for source in (config.data_root, config.images, config.video)) > 1:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
-    if config.data_root is None and (config.benchmark or testing):
-        raise ValueError("--benchmark and --split need --data-root: give that too")
-    if config.export is None and (testing or (config.occlusion and not config.images)):
-        raise ValueError("--occlusion, and --split testing, whose truth is secret, write files: give --export FOLDER")
+    if config.benchmark and config.data_root is None:
+        raise ValueError("--benchmark needs --data-root: give that too")
+    if testing and not (config.data_root and config.export):
+        raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
+    if config.occlusion and not (config.export or config.images):
+        raise ValueError("--occlusion writes its pictures beside the flow: give --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
     method = BASELINES.get(config.model)
     if method is None:
@@ -742,10 +732,8 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
 
     A training that was stopped continues from its checkpoint in --output-dir.
     """
-    if config.data_root is None and config.benchmark:
+    if config.benchmark and config.data_root is None:
         raise ValueError("--benchmark needs --data-root: give that too")
-    if config.steps is not None and config.steps < 1:
-        raise ValueError("--steps must be positive")
     name, size = "shapes", (SHAPES_SIZE, SHAPES_SIZE)
     training, validation = ShapeLabels(1_000_000, size, config.seed), ShapeLabels(SHAPES_IMAGES, size, UNSEEN_SEED)
     if config.data_root is not None:
@@ -932,7 +920,7 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
 
 def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks and pictures."""
-    if config.data_root is None and config.benchmark:
+    if config.benchmark and config.data_root is None:
         raise ValueError("--benchmark needs --data-root: give that too")
     frames, radius, topk, temperature = config.propagation
     if min(config.stride, topk) < 1 or not temperature > 0 or min(frames, radius) < 0:
@@ -960,10 +948,7 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     print_table("[%]", columns, {name: [100 * row[key] for key in columns] for name, row in rows.items() if row})
     report = {"data": benchmark, "mean": mean, "copy": copy, "notes": notes, "sequences": sequences}
     report["table1"] = {"J&F": 100 * mean["J&F"]} if mean else {}
-    report = write_report(config, "video", report)
-    if not mean and not config.export:
-        raise ValueError("nothing to measure, see the notes; --export writes masks nevertheless")
-    return report
+    return write_report(config, "video", report)
 
 
 def measure_video(

@@ -904,8 +904,7 @@ def test_labels_of_another_size_than_their_image_as_a_user_meets_them(tmp_path):
     options = ("--data-root", tmp_path, "--encoder", "pwc", "--steps", 1, "--workers", 1)
     code, _, err = in_subprocess("segmentation", "--model", "random", *options, "--output-dir", tmp_path / "out")
     assert code == 1 and "Traceback" not in err
-    last = err.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'CamVid/trainannot'}") and "15x12" in last
+    assert re.match(rf"error: {tmp_path}/CamVid/train.*15x12", err.splitlines()[-1])
 
 
 # ------------------------------------------------------------------------------------------------------- evaluate video
@@ -1133,10 +1132,8 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
 def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_path):
     runs = 4 * [helpers.boxes({2: (8, 8, 16, 16)})]
     helpers.write_painted(tmp_path, "held-out", runs, [runs[0], None, None, None], noise=5)
-    config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, **SMALL)
-    with helpers.raises_one_line(ValueError, "nothing to measure", "--export"):
-        run_video(config)
-    report = run_video(replace(config, export=tmp_path / "masks"))
+    config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", **SMALL)
+    report = run_video(config)
     assert report["mean"] == {} and report["sequences"]["held-out"]["objects"] == {}
     assert "held-out: frames without a mask: 2" in report["notes"]
     assert len(list((tmp_path / "masks/held-out").iterdir())) == 4
@@ -1307,7 +1304,7 @@ MISTAKES = {
     "flow --model {root}/no.pt": "no.pt: no such checkpoint",
     "flow --model {root}/vicreg.pt": "vicreg",
     "flow --model {root}/head.pt": "head.pt: not a model",
-    "flow --benchmark sintel": "--benchmark and --split need --data-root",
+    "flow --benchmark sintel": "--benchmark needs --data-root",
     "flow --split testing --data-root {root}/pairs": "--split testing, whose truth is secret",
     "flow --occlusion --data-root {root}/pairs": "--occlusion",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
@@ -1318,7 +1315,6 @@ MISTAKES = {
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}": "choose one with --benchmark",
     "segmentation --benchmark voc": "--benchmark needs --data-root",
-    "segmentation --steps 0": "--steps must be positive",
     "segmentation --model {root}/other.pt": "other.pt: not a torchvision state dict",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --propagation 7 12 0 0.1": "--propagation",
