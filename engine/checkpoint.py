@@ -22,7 +22,7 @@ def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
 
 
 def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows flushes only files that are open for writing
         os.fsync(file.fileno())
 
 

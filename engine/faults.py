@@ -13,15 +13,19 @@ from engine.log import Log
 
 BAD_STEPS_IN_A_ROW = 10  # this many steps in a row with a loss or a gradient that is not finite end a run
 MACHINE_FAULTS = {
-    "out of memory|can't allocate memory": "out of memory: make the batches smaller (--image-batch, --video-batch), or "
-    "the images (evaluate.py flow --resize 0.5)",
+    "shared memory": "/dev/shm is full: use --workers 0, or give the container more (docker run --shm-size 8g)",
+    "(?i)out of memory|MemoryError|insufficient memory|allocate memory|ALLOC_FAILED": "out of memory: make the batches "
+    "smaller (--image-batch, --video-batch), or the images (evaluate.py flow --resize 0.5)",
+    "No space left": "a disk or /dev/shm is full: make room",
+    "Too many open files|ancdata|new thread": "too many open files or threads: use fewer --workers, or ulimit -n 4096",
     r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++ (on a GPU "
     "triton too), or leave it out",
     r"DataLoader worker \(pid": "a loader process was killed, perhaps for lack of memory: use fewer --workers",
     "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; its error stands above, or on "
     "another machine",
+    r"OpenCV\(": "OpenCV cannot work on these images: use others, or another size",
 }
-"""What a RuntimeError of torch says where the machine is to blame, and the remedy."""
+"""What an error says if the machine, or a library below, is to blame, and the remedy; the first that fits counts."""
 Report = tuple[str, str]  # to all processes: ("frames" or "images", a bad file), ("signal", name), ("not finite", term)
 
 
@@ -68,7 +72,7 @@ class Faults:
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; that of a loader's process without its traceback."""
-    text = str(error).strip()
+    text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
     return " ".join(text.split())
@@ -76,17 +80,21 @@ def one_line(error: BaseException) -> str:
 
 def run_command(command: Callable[[], object]) -> None:
     """Runs a command line. A user's mistake or a fault of the machine ends it in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the run
+        stream.reconfigure(errors="backslashreplace")
     try:
         command()
     except KeyboardInterrupt:
         sys.exit("stopped; every file that was written is whole")
-    except (ValueError, OSError, RuntimeError) as error:
-        line = one_line(error)
-        if isinstance(error, RuntimeError):
-            remedy = next((remedy for sign, remedy in MACHINE_FAULTS.items() if re.search(sign, str(error))), None)
-            if remedy is None:
-                raise
+    except Exception as error:
+        line, reason, foreseen = one_line(error), f"{type(error).__name__}: {error}", (ValueError, OSError)
+        if isinstance(error, foreseen):  # look at what the system says: the name of a file may hold any word
+            reason = getattr(error, "strerror", None) or ""
+        remedy = next((remedy for sign, remedy in MACHINE_FAULTS.items() if re.search(sign, reason)), None)
+        if remedy:
             line = f"{remedy} ({line[:200]})"
+        elif not isinstance(error, foreseen):
+            raise
         elif int(os.environ.get("LOCAL_RANK", 0)) > 0:
             # Most likely all processes fail alike: the first reports it, and torchrun ends the others meanwhile.
             time.sleep(5)

@@ -4,9 +4,9 @@ import json
 import platform
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+import time
 from contextlib import suppress
+from importlib.metadata import distributions
 from pathlib import Path
 
 import cv2
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 import torchvision
 from jaxtyping import UInt8
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
@@ -38,9 +40,10 @@ def environment(device: torch.device) -> dict:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git or None,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": world_size(),
+        "packages": {package.name: package.version for package in reversed([*distributions()])},  # the first one counts
     } | versions()
 
 
@@ -67,18 +70,16 @@ class Log:
         self.folder, self.main, self.metrics = folder, main, folder / "metrics.jsonl"
         if not main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        self.events = folder / "tensorboard" / f"events.out.tfevents.{time.time():.6f}"
+        self.events.parent.mkdir(parents=True, exist_ok=True)
         if self.metrics.exists():
             with replacing(self.metrics) as temporary:
                 temporary.write_text(_lines_until(self.metrics, start))
-        # TensorBoard's thread keeps its error and raises it in ours at the next number: it need not print it too.
-        self.excepthook, threading.excepthook = threading.excepthook, self._print_unless_tensorboard
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+        # Not torch's SummaryWriter: it refuses a folder whose name is not UTF-8, and writes in a thread of its own.
+        self.tensorboard = RecordWriter(open(self.events, "wb"))  # noqa: SIM115 (`close` closes it)
+        again = SessionLog(status=SessionLog.START)  # lets TensorBoard forget what an earlier file has after `start`
+        self._to_tensorboard(Event(file_version="brain.Event:2"), Event(step=start + 1, session_log=again))
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def _print_unless_tensorboard(self, failure: threading.ExceptHookArgs) -> None:
-        if not type(failure.thread).__module__.startswith("tensorboard"):
-            self.excepthook(failure)
 
     def event(self, step: int, content: dict) -> None:
         """Adds a line to metrics.jsonl."""
@@ -93,20 +94,22 @@ class Log:
         """Adds a line to metrics.jsonl, and its numbers to TensorBoard."""
         if self.main:
             self.event(step, numbers)
-            for name, value in numbers.items():
-                self._to_tensorboard(self.writer.add_scalar, name, value, step)
+            self._to_tensorboard(*(Event(step=step, summary=summary.scalar(*number)) for number in numbers.items()))
 
     def picture(self, name: str, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
         """Writes pictures/NAME.png, and the same to TensorBoard."""
         if self.main:
             write_picture(self.folder / "pictures" / f"{name}.png", image)
-            self._to_tensorboard(self.writer.add_image, "pictures", image, step)
+            self._to_tensorboard(Event(step=step, summary=summary.image("pictures", image, dataformats="CHW")))
 
-    def _to_tensorboard(self, add: Callable[..., None], *arguments: object) -> None:
+    def _to_tensorboard(self, *events: Event) -> None:
         try:
-            add(*arguments)
+            for event in events:
+                event.wall_time = time.time()
+                self.tensorboard.write(event.SerializeToString())
+            self.tensorboard.flush()
         except OSError as error:
-            raise cannot_write(self.folder / "tensorboard" / "events", error.strerror) from error
+            raise cannot_write(self.events, error.strerror) from error
 
     def advance(self, steps: int = 1, text: str | None = None) -> None:
         """Moves the progress bar, and sets the text behind it."""
@@ -125,5 +128,4 @@ class Log:
         if self.main:
             self.bar.close()
             with suppress(OSError):  # a full disk: reported already, and metrics.jsonl has the same numbers
-                self.writer.close()
-            threading.excepthook = self.excepthook
+                self.tensorboard.close()

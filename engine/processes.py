@@ -30,11 +30,12 @@ def print_once(line: str) -> None:
 def own_device() -> torch.device:
     """The GPU of this process, or the CPU of a machine without one; ValueError if there are too few GPUs.
 
+    On a Mac, Apple's GPU (mps) serves a run of one process: gloo, which joins several, has only CPU tensors there.
     float32 means float32 from here on: by default, torch convolves on a GPU with the 10 bits of TF32.
     """
     torch.backends.cudnn.allow_tf32 = False
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        return torch.device("mps" if torch.backends.mps.is_available() and world_size() == 1 else "cpu")
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise ValueError(f"more processes than GPUs: set --nproc_per_node to {torch.cuda.device_count()} at most")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -100,7 +101,8 @@ def stop_signals() -> Iterator[list[str]]:
         patience = min(patience, time.monotonic() + 5)
         received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:

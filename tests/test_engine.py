@@ -1,16 +1,18 @@
 """engine/: files that are whole or not there, checkpoints, the record of a run, its processes, and its faults."""
 
 import errno
+import io
 import json
 import os
 import signal
-import threading
-import time
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, call
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -211,24 +213,37 @@ def test_only_the_main_process_writes_and_speaks(tmp_path, capsys):
     assert output.out.count("a sentence") == 1 and "2/2" in output.err and "loss 1.0" in output.err
 
 
-def test_a_full_disk_ends_the_record_in_one_line_and_tensorboard_s_thread_says_nothing(monkeypatch, tmp_path):
-    failures = []
-    monkeypatch.setattr(threading, "excepthook", failures.append)
+def test_a_full_disk_ends_the_record_in_one_line(monkeypatch, tmp_path):
     with closing(Log(tmp_path, 0, 2)) as log:
         monkeypatch.setattr(RecordWriter, "write", disk_full)
         with raises_one_line(OSError, tmp_path / "tensorboard/events", "cannot be written (No space left on device)"):
-            for step in range(1000):  # its thread reports at the next number
-                log.write(step, {"loss": 1.0})
-                time.sleep(0.01)
-        assert not failures
-        (thread := threading.Thread(target=disk_full)).start()
-        thread.join()
-        assert len(failures) == 1  # those of other threads are printed
+            log.write(1, {"loss": 1.0})
         (tmp_path / "metrics.jsonl").unlink()
         (tmp_path / "metrics.jsonl").mkdir()
         with raises_one_line(OSError, tmp_path / "metrics.jsonl", "cannot be written"):
             log.event(1, {})
-    assert threading.excepthook == failures.append
+
+
+def test_names_that_are_not_utf_8_are_printed_in_ascii_and_written(monkeypatch, tmp_path):
+    name, folder = os.fsdecode(b"stra\xdfe.png ") + "ü", tmp_path / os.fsdecode(b"lauf\xdf")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), "ascii", "strict", write_through=True))
+
+    def command():
+        processes.print_once(name)
+        with closing(Log(folder, 0, 2)) as log:
+            log.say(name)
+            log.event(1, {"bad_file": name})
+            log.write(1, {"loss": 1.0})
+            log.advance(1, name)
+            assert b"loss" in next((folder / "tensorboard").iterdir()).read_bytes()
+        raise ValueError(name)
+
+    with pytest.raises(SystemExit):
+        run_command(command)
+    shown, out, err = rb"stra\udcdfe.png \xfc", sys.stdout.buffer.getvalue(), sys.stderr.buffer.getvalue()
+    assert out.count(shown + b"\n") == 2 and err.count(shown) >= 2 and err.endswith(b"error: " + shown + b"\n")
+    assert lines(folder) == [{"step": 1, "bad_file": name}, {"step": 1, "loss": 1.0}]
 
 
 def test_a_picture_is_written_as_it_is(tmp_path):
@@ -241,9 +256,8 @@ def test_the_environment_names_what_numbers_depend_on(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     record = environment(torch.device("cpu"))
     assert record["processes"] == 4 and record["device"] == "cpu" and record["torch"] == torch.__version__
-    assert (
-        json.loads(json.dumps(record)) == record and {"command", "git", "platform", "threads", "cv2"} <= record.keys()
-    )
+    assert json.loads(json.dumps(record)) == record and {"command", "git", "platform", "cv2"} <= record.keys()
+    assert {"tyro", "pytest", "torch"} <= record["packages"].keys() and record["packages"]["numpy"] == np.__version__
     monkeypatch.setenv("PATH", "")  # a machine without git
     assert environment(torch.device("cpu"))["git"] is None
 
@@ -280,6 +294,10 @@ def test_one_process_needs_no_group(capsys, monkeypatch):
 
 def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monkeypatch):
     assert processes.own_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert processes.own_device() == torch.device("mps")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.own_device() == torch.device("cpu")
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -291,17 +309,21 @@ def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monk
         processes.own_device()
 
 
-def test_a_later_signal_ends_the_process_at_once_and_an_echo_of_the_first_does_not(monkeypatch):
+@pytest.mark.parametrize("names", [["SIGTERM", "SIGUSR1", "SIGINT"], ["SIGTERM", "SIGINT"]])
+def test_a_later_signal_ends_the_process_at_once_and_an_echo_of_the_first_does_not(names, monkeypatch):
+    numbers = [getattr(signal, name) for name in names]
+    if "SIGUSR1" not in names:
+        monkeypatch.delattr(signal, "SIGUSR1")  # as on Windows
     clock = [100.0]
     monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in numbers]
     with pytest.raises(KeyboardInterrupt), processes.stop_signals() as received:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in numbers:
             signal.raise_signal(number)
-        assert received == ["SIGTERM", "SIGUSR1", "SIGINT"]
+        assert received == names
         clock[0] += 6
         signal.raise_signal(signal.SIGINT)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
@@ -336,8 +358,15 @@ def test_ten_bad_steps_in_a_row_are_too_many_and_a_good_one_starts_anew():
     [
         (ValueError("--crop must be\nsmaller"), "error: --crop must be smaller\n"),
         (ValueError("Worker 0.\nOriginal Traceback:\n File ...\ndata.BadFile: a.png: cut\n"), "error: a.png: cut\n"),
-        (FileNotFoundError("a: no such folder"), "error: a: no such folder"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: out of memory: make the batches smaller"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "gloo"), "error: [Errno 2] No such file: 'gloo'"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: a disk or /dev/shm is full: make room ([Errno 28]"),
+        (RuntimeError("unable to allocate shared memory: No space left"), "error: /dev/shm is full: use --workers 0"),
+        (RuntimeError("DataLoader worker (pid 7): Bus error. Out of shared memory."), "error: /dev/shm is full"),
+        (RuntimeError("received 0 items of ancdata"), "error: too many open files"),
+        (partial(torch.empty, 1 << 55), "error: out of memory: make the batches smaller"),
+        (partial(bytearray, 1 << 60), "error: out of memory"),
+        (partial(cv2.resize, np.zeros((8, 8)), (1 << 23, 1 << 23)), "error: out of memory"),
+        (partial(cv2.resize, np.zeros((0, 0)), (4, 4)), "error: OpenCV cannot work on these images"),
         (torch.OutOfMemoryError("CUDA out of memory"), "error: out of memory: make the batches smaller"),
         (RuntimeError("Failed to find C compiler"), "error: --compile finds no compiler"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal"), "error: a loader process was killed"),
@@ -345,11 +374,8 @@ def test_ten_bad_steps_in_a_row_are_too_many_and_a_good_one_starts_anew():
     ],
 )
 def test_a_fault_of_the_user_or_the_machine_is_one_line_and_exit_code_1(error, line, capsys):
-    def command():
-        raise error
-
     with pytest.raises(SystemExit) as stop:
-        run_command(command)
+        run_command(Mock(side_effect=error))
     printed = capsys.readouterr().err
     assert stop.value.code == 1 and printed.startswith(line) and printed.count("\n") == 1
 
@@ -357,15 +383,12 @@ def test_a_fault_of_the_user_or_the_machine_is_one_line_and_exit_code_1(error, l
 def test_an_error_of_the_program_keeps_its_traceback():
     for error in (RuntimeError("shapes do not match"), KeyError("a")):
         with pytest.raises(type(error)):
-            run_command(lambda error=error: (_ for _ in ()).throw(error))
+            run_command(Mock(side_effect=error))
 
 
 def test_ctrl_c_is_one_line_and_the_other_processes_wait_before_they_report_the_same(monkeypatch, capsys):
-    def interrupted():
-        raise KeyboardInterrupt
-
     with pytest.raises(SystemExit, match="stopped; every file that was written is whole"):
-        run_command(interrupted)
+        run_command(Mock(side_effect=KeyboardInterrupt))
     waited = []
     monkeypatch.setattr(faults.time, "sleep", waited.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
