@@ -67,26 +67,27 @@ class Config:
     """Loader processes of each training process for the images, of which video pairs need 2 at most; 0 loads in the
     training process."""
 
-    epochs: int = 100  # (paper)
+    epochs: int = 100  # (paper: 100)
     steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
     max_steps: int | None = None  # Stop after this many steps in all; the schedules stay those of --epochs.
-    flow_start_epoch: float = 10.0  # Content trains alone until then (paper); not with --init and frozen, finetune.
-    image_batch: int = 384  # Images per step over all processes (second-hand).
-    video_batch: int = 8  # Video pairs per step over all processes (second-hand).
-    image_size: int = 224  # Side of the two views (paper).
-    crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field).
+    flow_start_epoch: float = 10.0
+    """Content trains alone until then (paper: 10); not with --init and frozen, finetune."""
+    image_batch: int = 384  # Images per step over all processes (second-hand: 384).
+    video_batch: int = 8  # Video pairs per step over all processes (ours: 8; second-hand: 2, perhaps per process).
+    image_size: int = 224  # Side of the two views (field, VICReg: 224).
+    crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field: 384 832; second-hand: 256 512).
     frame_strides: tuple[int, ...] = (1,)  # Distances in frames between the two of a pair from --video-dir.
 
-    learning_rate: float = 3e-4  # Of the encoder and the expander (second-hand).
-    estimator_learning_rate: float = 1e-4  # Of the flow estimator (second-hand).
-    weight_decay: float = 1e-6  # Of AdamW (second-hand).
-    warmup_epochs: float = 10.0  # Linear warm-up of the learning rates, then a cosine to 0 (field: VICReg).
-    adam_beta2: float = 0.999  # Memory of AdamW's second moment (field: torch's default).
-    clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (field).
-    regularisation_warmup_epochs: float = 1.0  # Epochs of flow over which Eq. 6 grows to its full weight (second-hand).
-    mask_warmup_epochs: float = 1.0  # Epochs of flow before occlusion masks (field: untrained flow masks everything).
+    learning_rate: float = 3e-4  # Of the encoder and the expander (second-hand: 3e-4).
+    estimator_learning_rate: float = 1e-4  # Of the flow estimator (ours: 1e-4; second-hand: 3e-4).
+    weight_decay: float = 1e-6  # Of AdamW (second-hand: 1e-6).
+    warmup_epochs: float = 10.0  # Linear warm-up of the learning rates, then a cosine to 0 (field, VICReg: 10).
+    adam_beta2: float = 0.999  # Memory of AdamW's second moment (field, torch: 0.999).
+    clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (ours: 1).
+    regularisation_warmup_epochs: float = 1.0  # Epochs of flow over which Eq. 6 grows to its full weight (ours: 1).
+    mask_warmup_epochs: float = 1.0  # Epochs of flow before occlusion masks (ours: 1; untrained flow masks everything).
     precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 autocast on a GPU that has it, else float32.
-    compile: bool = False  # torch.compile: minutes of compiling at the start and where tasks change, then faster steps.
+    compile: bool = False  # torch.compile: minutes of compiling at the start and where flow starts, then faster steps.
 
     log_every: int = 20  # Steps between two lines of metrics.
     checkpoint_every: int = 1000  # Steps between two checkpoints; one more after each epoch.
@@ -163,30 +164,22 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    for wrong, message in (
-        (config.task != "vicreg" and pairs < 1, "--video-batch must be at least 1"),
-        (
-            config.task != "mjepa" and images < 2,
-            "--image-batch must be at least 2: VICReg needs statistics over images",
+    mistakes = {
+        "--video-batch must be at least 1": config.task != "vicreg" and pairs < 1,
+        "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
+        "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
+        "--frame-strides needs --video-dir": config.frame_strides != (1,) and not config.video_dir,
+        "--sets needs --data-root, and no --video-dir": config.sets and (not config.data_root or config.video_dir),
+        f"--image-batch {images} must be a multiple of the {world} processes": images % world,
+        f"--video-batch {pairs} must be a multiple of the {world} processes": pairs % world,
+        f"--strategy {config.strategy} is for two tasks: use --task mcjepa": one_task and config.strategy != "combined",
+        f"--strategy {config.strategy} needs a trained encoder: give --init, or learn content first, until "
+        "--flow-start-epoch": flow_alone and start == 0 and not trained,
+        f"--flow-start-epoch {config.flow_start_epoch:g} must be before the end, --epochs {config.epochs}": (
+            config.task == "mcjepa" and start >= config.epochs
         ),
-        (not 0 <= config.bad_files <= 1, "--bad-files is a share of the files, from 0 to 1"),
-        (config.frame_strides != (1,) and not config.video_dir, "--frame-strides needs --video-dir"),
-        (images % world, f"--image-batch {images} must be a multiple of the {world} processes"),
-        (pairs % world, f"--video-batch {pairs} must be a multiple of the {world} processes"),
-        (config.sets and (not config.data_root or config.video_dir), "--sets needs --data-root, and no --video-dir"),
-        (
-            one_task and config.strategy != "combined",
-            f"--strategy {config.strategy} is for two tasks: use --task mcjepa, or leave it out",
-        ),
-        (
-            flow_alone and start == 0 and not trained,
-            f"--strategy {config.strategy} needs a trained encoder: give --init, or content first (--flow-start-epoch)",
-        ),
-        (
-            config.task == "mcjepa" and start >= config.epochs,
-            f"--flow-start-epoch {config.flow_start_epoch:g} must be before the end, --epochs {config.epochs}",
-        ),
-    ):
+    }
+    for message, wrong in mistakes.items():
         if wrong:
             raise ValueError(message)
 
@@ -363,6 +356,8 @@ def open_run(config: Config) -> Run:
     """Opens the data, builds the model, restores a checkpoint, and connects the processes."""
     device, (videos, images) = processes.own_device(), open_sources(config)
     sources = [source for source in (videos, images) if source]
+    if images and len(images.data) < images.batch:
+        raise ValueError(f"{len(images.data)} images, fewer than --image-batch {images.batch}: give more, or lower it")
     settings = checkpoint.as_json(config) | {f"number of {source.kind}": len(source.data) for source in sources}
     model, optimizer = build(config, device)
     state, warnings = restore(config, settings, model, optimizer)
@@ -379,6 +374,12 @@ def open_run(config: Config) -> Run:
         path.rename(path.with_name("damaged-checkpoint.pt"))
     notes = [*(source.note for source in sources if source.note), *warnings]
     notes += [f"{config.output_dir}: continuing after step {start} of {plan.end}"] if start else []
+    gigabytes = 12e-9 * sum(parameter.numel() for parameter in model.parameters())  # a checkpoint: weights and moments
+    if device.type == "cpu" and gigabytes > 1:
+        notes.append(
+            f"no GPU here: on two cores a step of the paper's size takes about a minute, and a checkpoint "
+            f"{gigabytes:.1f} GB; `python train.py pocket` learns in minutes"
+        )
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 
@@ -543,6 +544,8 @@ def train(config: Config) -> None:
             if main and epoch_ends and flow_steps:
                 error = validate(run, log, done)
                 improved, best = error < best, min(best, error)
+            elif epoch_ends and run.videos:
+                log.say(f"epoch {done // plan.per_epoch}: flow starts in epoch {plan.flow_start // plan.per_epoch + 1}")
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
             if stop:
@@ -555,7 +558,8 @@ def train(config: Config) -> None:
             with checkpoint.replacing(config.output_dir / "model.safetensors") as path:
                 save_weights(run.model, path, run.settings, done)
         command = f"python evaluate.py {'flow' if run.videos else 'segmentation'}"
-        processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}")
+        clip = f" --video {config.video_dir}" if run.videos and config.video_dir else ""
+        processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}{clip}")
 
 
 if __name__ == "__main__":

@@ -534,6 +534,17 @@ def test_each_task_runs_with_one_flag_and_leaves_its_record(task, tmp_path):
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
     model = load_model(tmp_path / "checkpoint.pt")
     assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
+    handed_on = load_model(tmp_path / "model.safetensors").state_dict()
+    assert handed_on.keys() == {name for name in model.state_dict() if not name.startswith("expander.")}
+    assert not changed(handed_on, {name: model.state_dict()[name] for name in handed_on})
+
+
+def test_before_the_flow_an_epoch_says_when_it_starts_and_the_end_names_the_clip_to_measure(tmp_path, capsys):
+    clip = write_frames(tmp_path / "clip", 3).parent
+    run(tmp_path / "run", "--flow-start-epoch", 1, "--max-steps", 5, "--video-dir", clip / "clip")
+    output = capsys.readouterr().out
+    assert "epoch 1: flow starts in epoch 2" in output and "epoch 2: end-point error" in output
+    assert f"{tmp_path / 'run' / 'checkpoint.pt'} --video {clip / 'clip'}" in output
 
 
 def test_real_frames_and_images_train_from_an_initial_checkpoint_and_continue_without_it(tmp_path, capsys):
@@ -554,7 +565,7 @@ def test_the_paper_s_data_sets_train_together_whatever_their_size_and_continue(t
     for place, count in (("clean/alley_1", 3), ("clean/market_5", 2), ("final/alley_1", 3)):
         write_frames(data / "Sintel/training" / place, count, name="frame_{:04d}.png", first=1)
     write_frames(data / "FlyingChairs/data", 2, size=(48, 60), name="00001_img{}.png", first=1)
-    write_frames(data / "ImageNet/train/n01440764", 3)
+    write_frames(data / "ImageNet/train/n01440764", 4)
     flags = ("--data-root", data, "--flow-start-epoch", 0, "--repeats.chairs", 300)
     run(tmp_path / "whole", *flags, "--max-steps", 4)
     rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
@@ -592,7 +603,8 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
         ("--sets kitti", "--sets needs --data-root"),
         ("--video-dir sizes --workers 1", "sizes/001.png: 90x90 px, but 000.png"),
         ("--video-dir small", "200x40 px, smaller than the crop of 64x64; use a smaller --crop"),
-        ("--image-dir text --bad-files 1", "2 of 2 files cannot be used"),
+        ("--image-dir sizes", "2 images, fewer than --image-batch 4"),
+        ("--image-dir text --bad-files 1 --image-batch 2", "2 of 2 files cannot be used"),
         ("--strategy frozen --flow-start-epoch 0", "needs a trained encoder: give --init"),
         ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs is for two tasks"),
         ("--flow-start-epoch 2", "--flow-start-epoch 2 must be before the end, --epochs 2"),
