@@ -9,6 +9,7 @@ ceil(h / s) x ceil(w / s).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -222,6 +223,15 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{weights}: not a torchvision state dict of {name} ({reason})") from error
     return encoder
+
+
+def torchvision_name(state: dict[str, Tensor]) -> str | None:
+    """The name of the encoder that a state dict of torchvision belongs to, if any (shapes and all: no other depth)."""
+    for name, kind in ENCODERS.items():
+        with suppress(AttributeError, RuntimeError):  # torchvision has no such network, or this is another one
+            kind().load_torchvision(state)
+            return name
+    return None
 
 
 class Expander(nn.Sequential):

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import tyro
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -263,30 +263,29 @@ def batches(config: Config, source: Source, first: int, device: torch.device) ->
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)
     workers = config.workers if source.kind == "images" else min(config.workers, 2)
     for pair, faults in make_loader(source.data, source.transform, share, stream, workers, allowed):
-        # As bytes until they are on the GPU: a quarter of the memory that a worker shares, and of the copy.
-        moved = (to_dtype(x.to(device, non_blocking=True), torch.float32, scale=True) for x in pair)
-        yield tuple(moved), [(source.kind, fault) for fault in faults]
+        images = tuple(as_floats(x.to(device, non_blocking=True)) for x in pair)
+        yield images, [(source.kind, fault) for fault in faults]
 
 
-def as_floats(*images: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 h w"], ...]:
-    """Images in [0, 1]: the pairs of MovingShapes vary enough without augmentation."""
-    return tuple(image.float() / 255 for image in images)
+def as_floats(x: Shaped[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Bytes to [0, 1]. Images stay bytes until they are on the GPU: a quarter of what loaders share and copy."""
+    return to_dtype(x, torch.float32, scale=True)
 
 
 def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     """The video pairs, and the images in two views; None for a task that no step learns."""
     videos = images = None
-    transform, note = None, ""  # real videos are augmented inside their data set, where an error knows its files
     if config.task != "vicreg":
+        note = ""  # no transform: real pairs are augmented by their data set, which knows their files for an error
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
         elif config.data_root:
             data = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
             note = describe_mix(data)
         else:
-            data, transform = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed), as_floats
+            data = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed)
             note = "no --video-dir: training on generated videos, MovingShapes"
-        videos = Source("frames", data, transform, config.video_batch, note)
+        videos = Source("frames", data, None, config.video_batch, note)
     if config.task != "mjepa" and not (config.strategy in FLOW_ALONE and first_flow_epoch(config) == 0):
         note = ""
         if config.image_dir:
@@ -463,7 +462,7 @@ def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, 
         return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in shapes_pairs(3, config.crop)]
     readable = SkipBadFiles(videos.data, videos.transform, config.seed, allowed_bad_files(config, videos))
     # (position, index): the position is the seed of the crop, so that every epoch draws the same ones.
-    return [(*readable[(i, i * len(videos.data) // 3)][0], None) for i in range(3)]
+    return [(*map(as_floats, readable[(i, i * len(videos.data) // 3)][0]), None) for i in range(3)]
 
 
 def validate(run: Run, log: Log, step: int) -> float:

@@ -26,7 +26,7 @@ from flow import correlation, estimate_flow_pyramid, warp
 from losses import smoothness_loss, ssim_distance, vicreg_loss
 from mcjepa import MCJEPA, ModelConfig, swap_frames
 from sources.moving_shapes import ShapeImages, ShapePairs
-from train import IMAGENET_SIZE, PRESETS, as_floats, build, over_processes
+from train import IMAGENET_SIZE, PRESETS, build, over_processes
 
 CROP = (384, 832)
 """The video crop of train.py's preset "paper"."""
@@ -247,7 +247,7 @@ def embedded_data(device: torch.device) -> dict[str, Way]:
     workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
     steps = 8 * workers or 1
     loaders = [
-        iter(make_loader(ShapePairs(IMAGENET_SIZE, CROP), as_floats, 1, workers=workers)),
+        iter(make_loader(ShapePairs(IMAGENET_SIZE, CROP), None, 1, workers=workers)),
         iter(make_loader(ShapeImages(IMAGENET_SIZE, (224, 224)), TwoViews(224), IMAGES, workers=workers)),
     ]
 

@@ -11,7 +11,7 @@ import torchvision
 from helpers import assert_same_gradients, normal
 from torch import nn
 
-from encoder import Expander, PointwiseLinear, build_encoder
+from encoder import Expander, PointwiseLinear, build_encoder, torchvision_name
 
 EXPECTED = {  # channels and strides, coarsest first (DESIGN.md)
     "convnext_tiny": ((768, 384, 192, 96, 48, 48), (64, 32, 16, 8, 4, 2)),
@@ -161,6 +161,13 @@ def test_every_weight_of_torchvision_except_head_and_stem_is_loaded(name, tmp_pa
     for key, value in body.items():
         assert torch.equal(loaded[prefix + key], value), key
     assert sum(v.numel() for v in body.values()) > 0.9 * sum(v.numel() for v in loaded.values())
+
+
+def test_torchvisions_weights_are_recognised_and_those_of_another_depth_are_not():
+    names = {"resnet50": "resnet50", "convnext_tiny": "convnext_tiny", "resnet18": None, "convnext_small": None}
+    for network, name in names.items():
+        assert torchvision_name(getattr(torchvision.models, network)(weights=None).state_dict()) == name
+    assert torchvision_name({"a": torch.ones(2)}) is None
 
 
 def test_resnet50_with_torchvisions_weights_computes_torchvisions_features(tmp_path):
