@@ -132,6 +132,7 @@ PRESETS = {
             smoothness_order=1,
             regression=0.005,  # Eqs. 2, 5 and 6 keep young features from telling pixels apart
             cycle=0.0025,
+            masked=("regression", "cycle", "reconstruction"),
             coarse_levels=1.0,  # each level learns from the images
             variance=(0.002,) * 6,
             covariance=(0.0001,) * 6,
