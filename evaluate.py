@@ -308,8 +308,8 @@ def writing_film(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8[Tensor,
     import av  # here, so that all else runs without it
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Python opens the file, since FFmpeg would take a colon in its name for a protocol.
-    with replacing(path) as temporary, open(temporary, "wb") as file, av.open(file, "w", format="mp4") as film:
+    # "file:", since FFmpeg would take a colon in the name for the end of a protocol.
+    with replacing(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as film:
         stream = film.add_stream("libx264", rate, pix_fmt="yuv420p")
 
         def write(picture: UInt8[Tensor, "3 h w"]) -> None:
@@ -334,7 +334,7 @@ def open_clip(path: Path, max_frames: int | None) -> tuple[VideoPairs, int, Frac
     if path.is_file():
         import av
 
-        with open(path, "rb") as file, av.open(file) as video:
+        with av.open(f"file:{path}") as video:
             rate = video.streams.video[0].average_rate or rate
     return pairs, max(min(len(pairs) + 1, max_frames or sys.maxsize), 2), rate
 
