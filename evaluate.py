@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 import mcjepa
 from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader
+from encoder import torchvision_name
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
@@ -235,8 +236,12 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
         if "model" in weights:
             model, encoder = load_model(config.model), weights["config"]["model"]["encoder"]
         else:
+            encoder = torchvision_name(weights)
+            if encoder is None:
+                raise ValueError(
+                    f"{config.model}: neither a checkpoint of train.py nor torchvision's weights of an encoder"
+                )
             torch.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
-            encoder = "convnext_tiny" if any(key.startswith("features.") for key in weights) else "resnet50"
             # The expander is not used, so as small as can be.
             model = MCJEPA(ModelConfig(encoder=encoder, expander=(1,)), task="vicreg", backbone_weights=config.model)
     return model.eval().to(own_device()), replace(config, encoder=encoder)

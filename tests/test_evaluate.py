@@ -1314,7 +1314,7 @@ MISTAKES = {
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}": "choose one with --benchmark",
     "segmentation --benchmark voc": "--benchmark needs --data-root",
-    "segmentation --model {root}/other.pt": "other.pt: not a torchvision state dict",
+    "segmentation --model {root}/other.pt": "other.pt: neither a checkpoint of train.py nor torchvision's weights",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --propagation 7 12 0 0.1": "--propagation",
     "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
