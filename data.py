@@ -1,9 +1,8 @@
 """Images for training: from files to frames, from frames to pairs and views, their augmentation, and the loader.
 
-The paper trains on video pairs (optical flow) and on image views (VICReg) at once. `VideoPairs` reads pairs of frames
-from video files and folders of frames, `ImageFiles` reads images; `FlowAugmentation` and `TwoViews` augment them.
-`make_loader` batches them: sharded over processes, endless, and the same whatever the number of workers or the first
-step. The data sets of the paper, and the embedded moving shapes, are in sources/.
+`VideoPairs` reads pairs of frames from video files and folders of frames, for optical flow; `ImageFiles` reads images,
+for VICReg. `FlowAugmentation` and `TwoViews` augment them. `make_loader` batches them: sharded over processes, endless,
+the same whatever the number of workers or the first step. The paper's data sets and MovingShapes are in sources/.
 
     loader = make_loader(VideoPairs("clips"), FlowAugmentation((128, 128)), batch_size=8)
     image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
@@ -12,15 +11,15 @@ step. The data sets of the paper, and the embedded moving shapes, are in sources
 import io
 import math
 import os
-import random
 import re
 import signal
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import count
+from functools import lru_cache, partial
+from itertools import count, islice
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -29,15 +28,17 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # ffmpeg, inside OpenCV, leaves the messages to us
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".webm", ".mov", ".mkv", ".m4v")
+VIDEO_ENDINGS = """264 265 3g2 3gp asf avi divx dv f4v flv h264 h265 hevc insv ivf lrv m1v m2t m2ts m2v m4v mjpeg mjpg
+    mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts vob webm wmv wtv y4m"""
+Transform = Callable[..., Any]  # of an image, or of the two images of a pair
+Order = Callable[[np.random.Generator], np.ndarray]  # draws a permutation of the items
 
 # --------------------------------------------------------------------------------------------------- files to frames
 
@@ -50,11 +51,6 @@ class BadFile(ValueError):
     """A file that cannot be used, by its name and the reason. `make_loader` can skip a few of them."""
 
 
-def natural_key(path: Path | str) -> list[list[str | int]]:
-    """Sort key that puts frame2 before frame10, folder by folder."""
-    return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in Path(path).parts]
-
-
 def is_hidden(name: str) -> bool:
     """Whether a system leaves such a file beside those of a data set: .DS_Store, ._frame_0001.png, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
@@ -65,22 +61,26 @@ def is_image(path: str | Path) -> bool:
     return is_image_file(str(path)) and not is_hidden(Path(path).name)
 
 
-def find_files(root: str | Path, extensions: Sequence[str]) -> list[Path]:
-    """Every visible file below `root` with one of the extensions, in natural order; links are followed."""
-    root, found = Path(root), []
-    if root.is_file():
-        return [root] if root.suffix.lower() in extensions else []
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; check the path")
+def find_files(root: Path) -> list[Path]:
+    """Every visible file below `root`, in natural order (frame2 before frame10); links are followed."""
 
     def fail(error: OSError) -> None:
-        raise error
+        raise FileNotFoundError(f"{error.filename}: no such folder, or closed; check the path") from error
 
+    def natural(path: Path) -> tuple:
+        return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in path.parts], path
+
+    found = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
         above = {path.resolve() for path in (Path(folder), *Path(folder).parents)}  # a link to these would never end
         folders[:] = [name for name in folders if not is_hidden(name) and Path(folder, name).resolve() not in above]
-        found += [Path(folder, n) for n in names if n.lower().endswith(tuple(extensions)) and not is_hidden(n)]
-    return sorted(found, key=lambda path: (natural_key(path), path))
+        found += [Path(folder, name) for name in names if not is_hidden(name)]
+    return sorted(found, key=natural)
+
+
+def counted(kinds: Sequence[str]) -> str:
+    """How often each kind occurs, for notes: ".mov 3, .mp4 12"."""
+    return ", ".join(f"{kind} {number:,}" for kind, number in sorted(Counter(kinds).items())) or "nothing"
 
 
 def size_text(image: Shaped[Tensor, "*batch h w"]) -> str:
@@ -90,75 +90,177 @@ def size_text(image: Shaped[Tensor, "*batch h w"]) -> str:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened by Pillow. BadFile if it is damaged, or too small for the size that its header claims."""
+    """An image file, opened by Pillow. BadFile, with the reason, if it cannot be read."""
     try:
         content = Path(path).read_bytes()  # from an open file, Pillow allocates what the length of a chunk claims
         with Image.open(io.BytesIO(content)) as image:
-            # Deflate packs at most 1032 bytes into one, and a byte holds at most 8 pixels. For WebP and AVIF, which
-            # may pack better, Pillow's own limit is left (179 million pixels).
-            most = len(content) * 1032 * (8 if image.mode in ("1", "L", "P") else 1)
-            if image.width * image.height > most and image.format not in ("WEBP", "AVIF"):
-                raise ValueError(f"{image.width}x{image.height} pixels cannot lie in it")
             yield image
     except Exception as error:  # Pillow raises a dozen kinds for a damaged file
-        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-        raise BadFile(f"{path}: not a readable image{reason}; replace or remove it") from error
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"{'HEIC' if content[4:8] == b'ftyp' else content[:12]} is no format that Pillow reads"
+        raise BadFile(f"{path}: not a readable image ({reason}); convert, replace or remove it") from error
 
 
-def load_image(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """An image file as RGB, upright by its EXIF orientation, 16 bits reduced to 8, without transparency."""
+def load_image(path: str | Path, upright: bool = True) -> UInt8[Tensor, "3 h w"]:
+    """An image file as RGB without transparency, upright by its EXIF orientation, or as it is stored.
+
+    16 bits become 8 by the same shift for all images whose names differ in digits alone, as the frames of a clip.
+    """
     with open_image(path) as image:
-        with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of 32 bits, whose range is not known")
-        if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith("I") or ";16" in str(image.tile):  # of colours, Pillow would keep the upper 8 bits
+            values = _values_of_16_bits(path, upright) >> _shift(re.sub(r"\d", "", Path(path).name), Path(path).parent)
+            return torch.from_numpy(values.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
+        if upright:
+            with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
+                ImageOps.exif_transpose(image, in_place=True)
         if "transparency" in image.info:  # straight to RGB, Pillow warns
             image = image.convert("RGBA")
         return F.pil_to_tensor(image.convert("RGB"))
 
 
-@lru_cache(maxsize=2)
-def _open_video(path: Path, process: int) -> cv2.VideoCapture:
-    """A decoder; `process` keeps a forked worker from sharing its parent's file position."""
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.imdecode(np.fromfile(path, np.uint8), flags)[..., ::-1]
+
+
+@lru_cache(maxsize=256)
+def _shift(name: str, folder: Path) -> int:
+    """By how many bits, so that images fit into 8: 20 are looked at of those that have this name without its digits."""
+    paths, most = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name), 0
+    for path in paths[:: len(paths) // 20 + 1]:
+        with suppress(Exception):  # a damaged one
+            most = max(most, _values_of_16_bits(path).max())
+    return next(bits for bits in (0, 2, 4, 6, 8) if most >> bits < 256)
+
+
+def _open_video(path: Path) -> tuple[Any, Any]:
+    """FFmpeg's container of a video file, and the video in it. BadFile, with the reason, if there is none."""
+    import av  # here, so that all else runs without it
+
+    try:
+        container = av.open(f"file:{path}", metadata_errors="replace")  # "file:": a colon in the name is no protocol
+    except av.error.FFmpegError as error:
+        raise BadFile(f"{path}: not a readable video ({error.strerror}); convert or remove it") from error
+    for stream in container.streams.video:
+        if stream.codec_context and not stream.disposition & stream.disposition.attached_pic:  # the cover of an album
+            stream.codec_context.thread_count = 1  # loaders are processes of their own
+            return container, stream
+    raise BadFile(f"{path}: no video in it that FFmpeg decodes; convert or remove it")
+
+
+class VideoFile:
+    """The frames of a video file in the order in which they are shown, found by their time stamps.
+
+    The stamps are those of its packets, which are read once. Where these are irregular, or the first decoded frames
+    have others, frames are counted from the beginning. BadFile if there is none.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.stamps, packets, (container, stream) = path, (), [], _open_video(path)
+        with suppress(Exception):  # where the file is damaged beyond repair, it ends
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard and not packet.is_corrupt:
+                    packets.append((packet.pts, packet.is_keyframe, packet.dts))
+        decoded = (frame.pts for _, frame in _Decoder(self, os.getpid()).frames)
+        first = list(islice(decoded, 10))
+        if not first:
+            raise BadFile(f"{path}: no frame can be decoded; convert or remove it")
+        stamps, coding = [pts for pts, _, _ in packets], [dts for _, _, dts in packets if dts is not None]
+        frames = []
+        if None not in stamps and len({*stamps}) == len(stamps) and coding == sorted(coding):
+            # FFmpeg guesses them (AVFMT_NOTIMESTAMPS), or they are those of coding.
+            guessed = container.format.flags & 0x80 or (stream.codec_context.has_b_frames and stamps == sorted(stamps))
+            frames = [] if guessed else sorted((pts, key) for pts, key, _ in packets if pts >= first[0])
+        if [pts for pts, _ in frames[:10]] == first:
+            self.stamps, keys = zip(*frames, strict=True)
+            self.keys = np.maximum.accumulate(np.arange(len(keys)) * keys).tolist()  # where to decode a frame from
+        else:
+            self.keys = [0] * (len(first) + sum(1 for _ in decoded))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Decoder:
+    """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
+
+    def __init__(self, video: VideoFile, process: int):
+        self.video, self.wanted, self.places = video, 0, {stamp: place for place, stamp in enumerate(video.stamps)}
+        self._start()
+
+    def _start(self, key: int | None = None) -> None:
+        """From a key frame on, or from the beginning."""
+        stamps, start = self.video.stamps, None
+        if key is None or not stamps:
+            self.container, self.stream = _open_video(self.video.path)
+        else:
+            # By the key frame before: some containers look for the time of coding, or guess the first stamps.
+            start, before = stamps[key], stamps[self.video.keys[max(key - 1, 0)]]
+            with suppress(Exception):  # where FFmpeg cannot go there, `read` will not find the frame
+                self.container.seek(before, stream=self.stream)
+        self.at, self.frames = -1, self._decode(start)
+
+    def _decode(self, start: int | None) -> Iterator[tuple[int, Any]]:
+        """The places and frames from the key frame of that stamp on, perhaps without some before the wanted one."""
+        numbers = count()
+        with suppress(Exception):
+            for packet in self.container.demux(self.stream):
+                if start is None or (packet.is_keyframe and packet.pts == start):
+                    start, early = None, self.places.get(packet.pts, self.wanted) < self.wanted
+                    self.stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+                    with suppress(Exception):  # the packet is damaged: the next may be good
+                        for frame in packet.decode():
+                            yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
+
+    def read(self, place: int) -> Any:
+        """FFmpeg's frame; None if it cannot be decoded."""
+        key, self.wanted = self.video.keys[place], place
+        if not key - 10 <= self.at < place:  # else it is faster to decode on
+            self._start(key)
+        for _ in range(2):
+            for self.at, frame in self.frames:  # noqa: B020
+                if self.at == place:
+                    return frame
+                if self.at > place:
+                    break
+            self._start()  # FFmpeg went elsewhere, or the decoder needs more than that key frame
+        return None
+
+
+_decoder = lru_cache(maxsize=2)(_Decoder)
 
 
 @lru_cache(maxsize=4)  # a frame is in two pairs or more
-def _video_frame(path: Path, index: int) -> UInt8[Tensor, "3 h w"]:
-    video = _open_video(path, os.getpid())
-    ahead = index - int(video.get(cv2.CAP_PROP_POS_FRAMES))
-    if not 0 <= ahead < 10:  # seeking is slower than reading on: it starts at the last key frame
-        video.set(cv2.CAP_PROP_POS_FRAMES, index)
-        ahead = 0
-    for _ in range(ahead):
-        video.grab()
-    readable, frame = video.read()
-    if not readable:
-        raise BadFile(f"{path}: frame {index} cannot be decoded; convert the video, or use its frames as a folder")
-    return torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
-
-
-def _count_video_frames(path: Path) -> int:
-    """The number of frames that can be decoded; 0 if the file is not a video."""
-    video = _open_video(path, os.getpid())
-    claimed = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    if claimed > 0:  # containers guess: believe it only if that frame is there and is the last
-        video.set(cv2.CAP_PROP_POS_FRAMES, claimed - 1)
-        if video.grab() and not video.grab():
-            return claimed
-    video.set(cv2.CAP_PROP_POS_FRAMES, 0)
-    return sum(1 for _ in iter(video.grab, False))
+def _video_frame(video: VideoFile, place: int) -> UInt8[Tensor, "3 h w"]:
+    frame = _decoder(video, os.getpid()).read(place)
+    if frame is None:
+        raise BadFile(f"{video.path}: frame {place} cannot be decoded; convert the video, or extract its frames")
+    image, matrix = frame.to_ndarray(format="rgb24", threads=1), frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:  # how the camera was held: x' = a x + c y, y' = b x + d y
+        a, b, _, c, d = np.sign(np.frombuffer(matrix, np.int32)[:5]).tolist()
+        image, a, d = (image.transpose(1, 0, 2), c, b) if b else (image, a, d)
+        image = np.ascontiguousarray(image[:: d or 1, :: a or 1])
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 class ImageFiles(Dataset):
-    """Every image below a folder, in natural order, as uint8 (3, h, w) RGB. BadFile on reading a damaged one."""
+    """Every image below a folder, in natural order, as uint8 (3, h, w) RGB. BadFile on reading a damaged one.
+
+    `note` counts them, and what is left out by its ending.
+    """
 
     def __init__(self, root: str | Path):
-        self.paths = find_files(root, IMG_EXTENSIONS)
+        files = find_files(Path(root))
+        self.paths = list(filter(is_image, files))
+        self.file_count = len(self.paths)
+        left_out = counted([path.suffix.lower() or "no ending" for path in files if not is_image(path)])
+        self.note = f"{root}: {self.file_count:,} images; left out: {left_out}"
         if not self.paths:
-            raise FileNotFoundError(f"{root}: no images found; expected {' '.join(IMG_EXTENSIONS)} in it or below")
+            expected = f"expected {' '.join(IMG_EXTENSIONS)} in it or below"
+            raise FileNotFoundError(f"{root}: no images found; {expected}; left out: {left_out}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -166,96 +268,100 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return load_image(self.paths[index])
 
-    @property
-    def file_count(self) -> int:
-        return len(self.paths)
-
 
 # --------------------------------------------------------------------------------------------------- frames to pairs
 
 
 class Clip(NamedTuple):
-    """Consecutive frames: of a folder their files, of a video file their numbers."""
+    """Consecutive frames: the files of a folder, or those of a video file; `fault` says why they cannot be used."""
 
     path: Path
-    frames: list[Path] | range
+    frames: Sequence[Path] | VideoFile
+    fault: str = ""
 
 
 class FramePairs(Dataset):
     """Pairs of frames (i, i + stride) of clips, each uint8 (3, h, w) RGB, or what `transform` makes of the two.
 
-    ValueError for a clip too short for a stride. BadFile on reading a damaged image or frames of different sizes, and
-    where the transform raises ValueError.
+    BadFile on reading a damaged image or frames of different sizes, where the transform raises ValueError, and for the
+    one pair of a clip that has a fault or is too short. ValueError if all clips are so.
     """
 
-    def __init__(
-        self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None
-    ):
+    def __init__(self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Transform | None = None):
         if min(strides) < 1:
             raise ValueError(f"a stride of {min(strides)} frames; strides are 1 or more")
-        for path, frames in clips:
-            if len(frames) <= max(strides):
+        self.clips, self.pairs, self.transform = [], [], transform
+        for number, clip in enumerate(clips):
+            length = len(clip.frames)
+            pairs = [(number, i, i + stride) for stride in strides for i in range(length - stride)]
+            if not pairs and not clip.fault:
                 # A single image may lie in a folder beside videos: name the image, not the folder.
-                path = frames[0] if len(frames) == 1 and isinstance(frames, list) else path
-                raise ValueError(
-                    f"{path}: a clip of {len(frames)} frame(s), too short for a stride of {max(strides)}; remove it"
-                )
-        self.clips, self.transform = clips, transform
-        self.pairs = [
-            (number, i, i + stride)
-            for number, clip in enumerate(clips)
-            for stride in strides
-            for i in range(len(clip.frames) - stride)
-        ]
+                path = clip.frames[0] if length == 1 and isinstance(clip.frames, list) else clip.path
+                fault = f"{path}: a clip of {length} frame(s), too short for a stride of {min(strides)}; remove it"
+                clip = clip._replace(fault=fault)
+            self.clips.append(clip)
+            self.pairs += pairs or [(number, 0, 0)]
+        self.file_count = sum(max(len(clip.frames), 1) for clip in clips)  # a video file counts by its frames
+        if all(clip.fault for clip in self.clips):
+            raise ValueError(self.clips[0].fault)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @property
-    def file_count(self) -> int:
-        """The number of frames, also of those in a video file."""
-        return sum(len(clip.frames) for clip in self.clips)
-
     def __getitem__(self, index: int) -> Any:
         number, *places = self.pairs[index]
-        clip = self.clips[number]
-        frames = [clip.frames[place] for place in places]
-        if isinstance(clip.frames, range):
-            image_1, image_2 = (_video_frame(clip.path, frame).clone() for frame in frames)
+        path, frames, fault = self.clips[number]
+        if fault:
+            raise BadFile(fault)
+        if isinstance(frames, VideoFile):
+            names, images = places, [_video_frame(frames, place).clone() for place in places]
         else:
-            image_1, image_2 = map(load_image, frames)
-        if image_1.shape != image_2.shape:
-            raise BadFile(
-                f"{frames[1]}: {size_text(image_2)}, but {frames[0].name} of the same clip is {size_text(image_1)}; "
-                "frames of a clip need one size, put others into a folder of their own"
-            )
+            names, images = [frames[place].name for place in places], [load_image(frames[place]) for place in places]
         try:
-            return self.transform(image_1, image_2) if self.transform else (image_1, image_2)
+            if images[0].shape != images[1].shape:
+                sizes = " and ".join(map(size_text, images))
+                raise ValueError(f"{sizes}; frames of a clip need one size, put others into a folder of their own")
+            return self.transform(*images) if self.transform else tuple(images)
         except ValueError as error:  # the transform does not know which frames it gets
-            first, second = (frame.name if isinstance(frame, Path) else frame for frame in frames)
-            raise BadFile(f"{clip.path}, frames {first} and {second}: {error}") from error
+            raise BadFile(f"{path}, frames {names[0]} and {names[1]}: {error}") from error
 
 
 class VideoPairs(FramePairs):
     """Pairs of frames of every clip below `root`: a folder that directly contains images, or a video file.
 
-    `root` may also be one video file. Seeking in a video decodes from its last key frame: extract its frames before a
-    long training. ValueError for a video that cannot be decoded.
+    `root` may also be one video file, whatever its ending. Masks, in folders whose names begin with Annotations, are no
+    clips. `note` counts what is there and what is left out. Seeking in a video decodes from its last key frame: extract
+    its frames before a long training.
     """
 
-    def __init__(self, root: str | Path, strides: Sequence[int] = (1,), transform: Callable[..., Any] | None = None):
-        folders: dict[Path, list[Path]] = {}
-        for path in find_files(root, IMG_EXTENSIONS):
-            folders.setdefault(path.parent, []).append(path)
+    def __init__(self, root: str | Path, strides: Sequence[int] = (1,), transform: Transform | None = None):
+        root, folders, videos, left_out = Path(root), {}, [], []
+        for path in [root] if root.is_file() else find_files(root):
+            ending = path.suffix.lower() or "no ending"
+            if path == root or ending[1:] in VIDEO_ENDINGS.split():
+                videos.append(path)
+            elif not is_image(path):
+                left_out.append(ending)
+            elif any(name.lower().startswith("annotations") for name in path.relative_to(root).parts[:-1]):
+                left_out.append("masks")
+            else:
+                folders.setdefault(path.parent, []).append(path)
         clips = [Clip(folder, frames) for folder, frames in folders.items()]
-        for path in find_files(root, VIDEO_EXTENSIONS):
-            clips.append(Clip(path, range(_count_video_frames(path))))
-            if not clips[-1].frames:
-                raise ValueError(f"{path}: no frame can be decoded; convert the video or remove it")
+        for path in videos:
+            try:
+                clips.append(Clip(path, VideoFile(path)))
+            except BadFile as error:
+                clips.append(Clip(path, [], str(error)))
         if not clips:
-            endings = " ".join(IMG_EXTENSIONS + VIDEO_EXTENSIONS)
-            raise FileNotFoundError(f"{root}: no frames found; expected folders of images or video files ({endings})")
+            expected = (
+                f"expected folders of images ({' '.join(IMG_EXTENSIONS)}) or videos ({' '.join(VIDEO_ENDINGS.split())})"
+            )
+            raise FileNotFoundError(f"{root}: no frames found; {expected}; left out: {counted(left_out)}")
         super().__init__(clips, strides, transform)
+        bad = [clip.path.name for clip in self.clips if clip.fault]
+        kinds = counted(["folder" if clip.path in folders else clip.path.suffix.lower() for clip in clips])
+        self.note = f"{root}: {len(clips):,} clips ({kinds}), {len(self.pairs) - len(bad):,} pairs"
+        self.note += f"; left out: {counted(left_out)}; cannot be used: {', '.join(bad) or 'none'}"
 
 
 # ---------------------------------------------------------------------------------------------- labels of every pixel
@@ -269,29 +375,48 @@ PALETTE = np.array(
 """The colour of each number in Pascal VOC and DAVIS, (256, 3): its bits, three at a time."""
 
 
-def read_ids(path: Path, coloured: bool = True) -> UInt8[Tensor, "h w"]:
-    """The numbers in an image of labels or masks: palette, grey, or black and white (0 and 1).
+def packed(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as single numbers, 0xRRGGBB."""
+    return colours.astype(np.int64) @ (1 << 16, 1 << 8, 1)
 
-    With `coloured`, an image in the colours of PALETTE, or white (255) on black, is converted back into numbers.
-    ValueError for other colours, numbers beyond 255, or a damaged image.
+
+NUMBERS = {0xFFFFFF: VOID} | {colour: number for number, colour in enumerate(packed(PALETTE).tolist())}
+"""The number of each colour of PALETTE; white is VOID."""
+
+
+def read_ids(path: Path, numbers: dict[int, int] = NUMBERS) -> UInt8[Tensor, "h w"]:
+    """The numbers in an image of labels or masks: those of one channel, or `numbers` of its colours (0xRRGGBB).
+
+    The order of a palette says nothing, since programs change it. Greys that are not all in `numbers` are numbers
+    themselves. ValueError for other colours, numbers beyond 255, or a damaged image.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image of labels")
     with open_image(path) as image:
-        mode, values = image.mode, np.array(image.convert("RGB") if image.mode == "RGBA" else image)
-    if mode in ("RGB", "RGBA"):
-        packed, colours = (x.astype(np.int64) @ (1 << 16, 1 << 8, 1) for x in (values, PALETTE))
-        if set(np.unique(packed)) <= {0, 0xFFFFFF}:
-            colours[255] = 0xFFFFFF
-        order = np.argsort(colours)
-        values = order[np.searchsorted(colours[order], packed).clip(max=255)]
-        if not coloured or (colours[values] != packed).any():
-            raise ValueError(f"{path}: colours where numbers belong; save the numbers as a palette or grey png")
-    elif mode not in ("P", "L", "1") and (
-        values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255
-    ):
+        mode, packing, palette = image.mode, str(image.tile), image.getpalette() or []
+        values = np.array(image.convert("RGB") if mode == "RGBA" else image)
+    if mode in ("P", "RGB", "RGBA"):
+        if mode == "P":  # a place beyond the palette stands for itself
+            colours = packed(np.array([*palette, *np.arange(len(palette) // 3, 256).repeat(3)]).reshape(256, 3))
+        else:
+            colours, values = np.unique(packed(values), return_inverse=True)
+        if not numbers.keys() >= {*colours[np.unique(values)].tolist()}:
+            numbers = {0x010101 * n: n for n in range(256)}
+        values = np.array([numbers.get(colour, -1) for colour in colours.tolist()])[values]
+        if values.min() < 0:
+            raise ValueError(f"{path}: colours where numbers belong; save the numbers as a grey png")
+    elif "L;2" in packing or "L;4" in packing:  # Pillow spreads them over 0 to 255
+        values //= 85 if "L;2" in packing else 17
+    elif values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > 255:
         raise ValueError(f"{path}: an image of mode {mode}; labels are a png of one channel with numbers up to 255")
     return torch.from_numpy(values.astype(np.uint8))
+
+
+def load_labelled(path: Path, labels: UInt8[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
+    """The image of these labels: as it is stored, or upright by EXIF if it has their size only then; or ValueError."""
+    for upright in (False, True):
+        image = load_image(path, upright)
+        if image.shape[1:] == labels.shape:
+            return image
+    raise ValueError(f"{path}: {size_text(image)}, but its labels are {size_text(labels)}")
 
 
 @dataclass(eq=False)
@@ -314,17 +439,16 @@ class LabelledImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
         path, labels_path = self.files[index]
-        image = load_image(path)
-        ids = read_ids(labels_path, coloured=np.array_equal(self.colours, PALETTE[: len(self.colours)]))
-        if ids.shape != image.shape[1:]:
-            raise ValueError(f"{labels_path}: labels of {size_text(ids)}, but {path} is {size_text(image)}")
-        numbers = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
+        classes = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
+        colours = packed(self.colours).tolist()
+        numbers = {colours[c]: number for number, c in classes.items() if c != VOID}
+        ids = read_ids(labels_path, {0: VOID, 0xE0E0C0: VOID} | numbers)  # void is black, or in VOC ivory
         table = torch.full((256,), -1)
-        table[list(numbers)] = torch.tensor(list(numbers.values()))
+        table[list(classes)] = torch.tensor(list(classes.values()))
         labels = table[ids.long()]
         if (labels < 0).any():
             raise ValueError(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")
-        return image, labels
+        return load_labelled(path, ids), labels
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation
@@ -382,22 +506,20 @@ class TwoViews:
     """
 
     def __init__(self, size: int = 224):
-        self.view_1 = self._view(size, blur=1.0, solarize=0.0)
-        self.view_2 = self._view(size, blur=0.1, solarize=0.2)
-
-    @staticmethod
-    def _view(size: int, blur: float, solarize: float) -> v2.Compose:
         kernel = max(size // 10 | 1, 3)  # 23 at 224
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
-                v2.RandomGrayscale(0.2),
-                v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
-                v2.RandomSolarize(threshold=128, p=solarize),
-                v2.ToDtype(torch.float32, scale=True),
-            ]
+        self.view_1, self.view_2 = (
+            v2.Compose(
+                [
+                    v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+                    v2.RandomHorizontalFlip(0.5),
+                    v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+                    v2.RandomGrayscale(0.2),
+                    v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
+                    v2.RandomSolarize(threshold=128, p=solarize),
+                    v2.ToDtype(torch.float32, scale=True),
+                ]
+            )
+            for blur, solarize in ((1.0, 0.0), (0.1, 0.2))
         )
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, "3 s s"]]:
@@ -461,16 +583,10 @@ class ShardedStream(Sampler):
 
     `position` counts the samples of all processes, `batch_size` those of one process in a step. Each pass over the data
     is another permutation, given by the seed: every item comes once per pass, whatever the number of processes, and a
-    run can start at any step. `order` draws a permutation of `length` items from a generator (see `Mix.order`).
+    run can start at any step. `order` stands for a plain permutation (see `Mix.order`).
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        stream: Stream = Stream(),
-        order: Callable[[np.random.Generator], np.ndarray] | None = None,
-    ):
+    def __init__(self, length: int, batch_size: int, stream: Stream = Stream(), order: Order | None = None):
         self.length, self.batch_size, self.stream = length, batch_size, stream
         order = order or (lambda rng: rng.permutation(length))
         self.order_of_pass = lru_cache(maxsize=1)(lambda number: order(np.random.default_rng((stream.seed, number))))
@@ -486,50 +602,31 @@ class ShardedStream(Sampler):
             yield position, int(self.order_of_pass(position // self.length)[position % self.length])
 
 
-class Seeded(Dataset):
-    """Reads `dataset[index]` and transforms it, with random numbers that depend on (seed, position) alone.
+class SkipBadFiles(Dataset):
+    """Reads `dataset[index]` and transforms it; an item is (item, sentences about bad files).
 
-    So an item depends neither on the worker nor on the process that reads it, and the caller's generators (of Python,
-    NumPy and torch on the CPU) keep their states. The transform takes an image, or the two images of a pair.
+    The next item takes the place of one that cannot be read: ValueError if more than `allowed` cannot; None: BadFile at
+    the first. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the process, and
+    its generator on the CPU keeps its state. The transform takes an image, or the two images of a pair.
     """
 
-    def __init__(self, dataset: Dataset, transform: Callable[..., Any] | None = None, seed: int = 0):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        position, index = key
-        states = random.getstate(), np.random.get_state()
-        number = int(np.random.SeedSequence((self.seed, position)).generate_state(1)[0])
-        with torch.random.fork_rng(devices=[]):
-            random.seed(number)
-            np.random.seed(number)
-            torch.default_generator.manual_seed(number)
-            try:
-                item = self.dataset[index]
-                if self.transform is None:
-                    return item
-                return self.transform(*item) if isinstance(item, tuple) else self.transform(item)
-            finally:
-                random.setstate(states[0])
-                np.random.set_state(states[1])
-
-
-class SkipBadFiles(Seeded):
-    """`Seeded`, with the next item in place of one that cannot be read. An item is (item, sentences about the faults).
-
-    ValueError if more than `allowed` items in a row cannot be read.
-    """
-
-    def __init__(self, dataset: Dataset, transform: Callable[..., Any] | None, seed: int, allowed: int):
-        super().__init__(dataset, transform, seed)
-        self.allowed = allowed
+    def __init__(self, dataset: Dataset, transform: Transform | None, seed: int, allowed: int | None = None):
+        self.dataset, self.transform, self.seed, self.allowed = dataset, transform, seed, allowed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
         (position, index), faults = key, []
+        number = int(np.random.SeedSequence((self.seed, position)).generate_state(1)[0])
         while True:
             try:
-                return super().__getitem__((position, index)), faults
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(number)
+                    item = self.dataset[index]
+                    if self.transform:
+                        item = self.transform(*item) if isinstance(item, tuple) else self.transform(item)
+                return item, faults
             except BadFile as error:
+                if self.allowed is None:
+                    raise
                 faults.append(str(error))
                 if len(set(faults)) > self.allowed or len(faults) == len(self.dataset):  # or none is good
                     counts = f"{len(faults)} of {self.dataset.file_count} files cannot be used"
@@ -537,8 +634,9 @@ class SkipBadFiles(Seeded):
                 index = (index + 1) % len(self.dataset)
 
 
-def _collate(items: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
-    return default_collate([item for item, _ in items]), [fault for _, faults in items for fault in faults]
+def _collate(items: list[tuple[Any, list[str]]], with_faults: bool) -> Any:
+    batch, faults = default_collate([item for item, _ in items]), [fault for _, faults in items for fault in faults]
+    return (batch, faults) if with_faults else batch
 
 
 def _start_worker(worker: int) -> None:
@@ -560,7 +658,7 @@ def _end_on_parents_signal() -> None:
 
 def make_loader(
     dataset: Dataset,
-    transform: Callable[..., Any] | None,
+    transform: Transform | None,
     batch_size: int,
     stream: Stream = Stream(),
     workers: int = 0,
@@ -572,14 +670,11 @@ def make_loader(
     With `allowed_bad_files`, the next item takes the place of an unreadable one, and a batch becomes (batch, sentences
     about the faults).
     """
-    items, collate = Seeded(dataset, transform, stream.seed), None
-    if allowed_bad_files is not None:
-        items, collate = SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files), _collate
     return DataLoader(
-        items,
-        batch_size=batch_size,
-        collate_fn=collate,
+        SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files),
+        batch_size,
         sampler=ShardedStream(len(dataset), batch_size, stream, getattr(dataset, "order", None)),  # a Mix has its own
+        collate_fn=partial(_collate, with_faults=allowed_bad_files is not None),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

@@ -19,7 +19,6 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import tv_tensors
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -240,7 +239,7 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
 
 def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVideo:
     """A sequence of DAVIS. White masks (DAVIS 2016) show one object, number 1; `one_object` merges all objects."""
-    paths = [path for path in data.find_files(folder, IMG_EXTENSIONS) if path.parent == folder]
+    paths = [path for path in data.find_files(folder) if path.parent == folder and data.is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
     if not paths:
         raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
@@ -257,10 +256,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
     white = numbers == {VOID}
 
     def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
-        frame = data.load_image(paths[index])
-        if frame.shape[1:] != first.shape:
-            raise ValueError(f"{paths[index]}: {data.size_text(frame)}, but the first mask is {data.size_text(first)}")
-        return frame
+        return data.load_labelled(paths[index], first)
 
     def read_mask(index: int) -> UInt8[Tensor, "h w"] | None:
         if not mask_paths[index].is_file():

@@ -1,13 +1,17 @@
 """Tests of data.py. Each is named after the claim that it checks."""
 
+import io
 import pickle
 import random
 import struct
 import zlib
-from itertools import islice
+from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
+import av
 import cv2
 import helpers
 import numpy as np
@@ -16,7 +20,7 @@ import torch
 from helpers import cut_short, raises_one_line, random_ids, seeds, write_frames, write_ids, write_image, write_video
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
@@ -51,33 +55,37 @@ def test_odd_images_are_read_as_they_look_also_with_damaged_exif(tmp_path, monke
 
 
 UNREADABLE = {
-    "empty.tif": lambda path: path.touch(),
-    "text.tif": lambda path: path.write_text("I am a text."),
-    "cut.jpg": lambda path: cut_short(write_image(path, (40, 50))),
-    "dangling link.tif": lambda path: path.symlink_to("nowhere"),
+    "empty.tif": (lambda path: path.touch(), "b'' is no format"),
+    "text.tif": (lambda path: path.write_text("I am a text."), "b'I am a text.'"),
+    "cut.jpg": (lambda path: cut_short(write_image(path, (40, 50))), "truncated"),
+    "dangling link.tif": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "phone.jpg": (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40)), "HEIC"),
+    "large.png": (lambda path: Image.new("1", (20_000, 10_000)).save(path), "200000000 pixels"),
     # Their range is not known: never read as black.
-    "32 bits.tif": lambda path: Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(path),
-    "float.tif": lambda path: Image.fromarray(np.arange(256, dtype=np.float32).reshape(16, 16)).save(path),
+    "i.tif": (lambda path: Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(path), "32 bits"),
+    "f.tif": (lambda path: Image.fromarray(np.arange(256, dtype=np.float32).reshape(16, 16)).save(path), "32 bits"),
 }
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_an_unreadable_image_is_reported_by_its_path(name, tmp_path):
-    UNREADABLE[name](tmp_path / name)
-    with raises_one_line(data.BadFile, tmp_path / name, "not a readable image"):
+def test_an_unreadable_image_is_reported_by_its_path_and_the_reason(name, tmp_path):
+    write, reason = UNREADABLE[name]
+    write(tmp_path / name)
+    with raises_one_line(data.BadFile, tmp_path / name, "not a readable image", reason):
         data.load_image(tmp_path / name)
 
 
-def test_a_header_that_claims_more_than_the_file_can_hold_is_refused_before_memory_is_taken(tmp_path):
-    content = bytearray(write_image(tmp_path / "a.png", (8, 8)).read_bytes())
-    content[16:24] = (10_000).to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(data.BadFile, match="a.png: not a readable image") as caught:
-        data.load_image(tmp_path / "a.png")
-    assert "10000x10000 pixels cannot lie in it" in str(caught.value.__cause__)
-    cv2.imwrite(str(tmp_path / "flat.png"), np.zeros((4000, 4000), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    assert data.load_image(tmp_path / "flat.png").shape == (3, 4000, 4000)  # an honest one packs nearly as well
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_of_up_to_16_bits_are_stretched_alike_for_all_frames_of_a_clip(bits, channels, tmp_path):
+    bright = np.random.default_rng(0).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
+    bright[0, 0] = 2**bits - 1
+    for number, frame in enumerate((bright // 100, bright, bright // 7), start=9):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), frame[..., ::-1])
+    helpers.cut_short(write_image(tmp_path / "8.png", (30, 40)))
+    for number, frame in enumerate((bright // 100, bright, bright // 7), start=9):
+        image = data.load_image(tmp_path / f"{number}.png").permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(image, np.broadcast_to(frame >> (bits - 8), image.shape))
 
 
 def test_the_images_of_a_tree_are_sorted_and_rgb_and_hidden_ones_are_left_out(tmp_path):
@@ -89,6 +97,8 @@ def test_the_images_of_a_tree_are_sorted_and_rgb_and_hidden_ones_are_left_out(tm
     assert names == ["a/transparent.png", "a/x.jpeg", "b/2.png", "b/10.png", "top.PNG"]
     assert all(image.shape[0] == 3 and image.dtype == torch.uint8 for image in images)
     assert images[0][:, 0, 0].tolist() == [1, 2, 3] and images.file_count == 5
+    (tmp_path / "b" / "list.txt").touch(), (tmp_path / "b" / "photo.HEIC").touch()
+    assert ImageFiles(tmp_path).note == f"{tmp_path}: 5 images; left out: .heic 1, .txt 1"
 
 
 def test_links_are_followed_and_folders_that_link_to_each_other_are_walked_once(tmp_path):
@@ -96,7 +106,7 @@ def test_links_are_followed_and_folders_that_link_to_each_other_are_walked_once(
     (tmp_path / "a" / "other").symlink_to(tmp_path / "b")
     (tmp_path / "b" / "other").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "itself").symlink_to(".")
-    found = [str(path.relative_to(tmp_path)) for path in data.find_files(tmp_path, (".png",))]
+    found = [str(path.relative_to(tmp_path)) for path in data.find_files(tmp_path)]
     assert found == ["a/0.png", "a/other/0.png", "b/0.png", "b/other/0.png"]
 
 
@@ -160,22 +170,130 @@ def test_videos_are_read_alike_by_workers(tmp_path):
     assert all(torch.equal(a, b) for x, y in zip(*batches, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_a_video_that_is_damaged_and_a_clip_that_is_too_short_are_reported_by_their_path(tmp_path):
-    clip = write_video(tmp_path / "clip.avi", grey_frames(3))
-    with raises_one_line(ValueError, f"{clip}: a clip of 3 frame(s), too short for a stride of 3"):
-        VideoPairs(tmp_path, strides=(1, 3))
+STEADY = [3000 * number for number in range(40)]
+"""Times of frames, in 90,000ths of a second: 30 in a second."""
+DROPPED = [time + 3000 * sum(time > 3000 * gap for gap in (7, 18, 33)) for time in STEADY]
+PAUSED = [time + 180_000 * (time > 45_000) for time in STEADY]
+X264, OPEN_GOP = {"bf": "3", "g": "12"}, {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=12"}
+VIDEOS = {
+    "a phone that drops frames.mp4": ("libx264", DROPPED, X264),
+    "a screen recorder with a pause.mkv": ("libx264", PAUSED, X264),
+    "a name: with a colon.mov": ("libx264", STEADY, OPEN_GOP),
+    "f\udcfcr Elise.ts": ("libx264", STEADY, X264),
+    "one key frame.mp4": ("libx264", STEADY, {"bf": "3", "g": "500"}),
+    "refreshed without key frames.mp4": ("libx264", STEADY, {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}),
+    "hevc.mp4": ("libx265", DROPPED, {"x265-params": "log-level=none:keyint=12:bframes=4"}),
+    "of a browser.webm": ("libvpx", STEADY, {"g": "12"}),
+    "stamps of coding.avi": ("libx264", STEADY, X264),
+    "no stamps.h264": ("libx264", STEADY, X264),
+    "stamps that begin again.mts": ("libx264", STEADY, X264),
+    "cut at the front.m2ts": ("libx264", STEADY, X264),
+    "guessed stamps.m2v": ("mpeg2video", STEADY, {"bf": "2", "g": "12", "b": "2M"}),
+    "program stream.vob": ("mpeg2video", STEADY, {"bf": "2", "g": "12", "b": "2M"}),
+}
+FORMATS = {".mp4": "mp4", ".mov": "mov", ".avi": "avi", ".h264": "h264", ".m2v": "mpeg2video", ".vob": "vob"}
+PIPED = {".mkv": "matroska", ".webm": "webm", ".ts": "mpegts", ".mts": "mpegts", ".m2ts": "mpegts"}
+"""Written as through a pipe: nothing at the front tells how long they are, or where their frames lie."""
+
+
+def write_numbered_video(path, codec="libx264", times=STEADY, options=X264):
+    """A video whose frame i shows the bits of i as black and white columns."""
+    buffer, place = io.BytesIO(), np.arange(8).repeat(16)
+    file = SimpleNamespace(write=buffer.write) if path.suffix in PIPED else buffer
+    with av.open(file, "w", format=(FORMATS | PIPED)[path.suffix]) as out:
+        stream = out.add_stream(codec, rate=30, options=options, width=128, height=64, pix_fmt="yuv420p")
+        stream.codec_context.time_base = Fraction(1, 30 if codec == "mpeg2video" else 90_000)
+        for number, time in enumerate(times):
+            columns = (255 * (number >> place & 1)).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.tile(columns[None, :, None], (64, 1, 3)))
+            frame.pts, frame.time_base = time, Fraction(1, 90_000)
+            out.mux(stream.encode(frame.reformat(format="yuv420p")))
+        out.mux(stream.encode())
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+def number_shown(image):
+    return sum(int(image[:, :, 16 * bit + 4 : 16 * bit + 12].float().mean() > 127) << bit for bit in range(8))
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_pair_i_of_a_video_shows_frames_i_and_i_plus_1_in_any_order(name, tmp_path):
+    path, numbers = write_numbered_video(tmp_path / name, *VIDEOS[name]), [*range(40)]
+    if "begin again" in name:
+        path.write_bytes(2 * path.read_bytes())
+        numbers *= 2
+    if "cut" in name:  # before the second key frame but one, of 12
+        path.write_bytes(path.read_bytes()[188 * 40 :])
+        numbers = numbers[24:]
+    pairs = VideoPairs(path)
+    assert [tuple(map(number_shown, pair)) for pair in pairs] == [*pairwise(numbers)]
+    order = 3 * [*range(len(pairs))]
+    random.Random(0).shuffle(order)
+    for index in order:
+        assert tuple(map(number_shown, pairs[index])) == tuple(numbers[index : index + 2])
+
+
+@pytest.mark.parametrize("a, b, c, d", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)])
+def test_a_video_is_turned_and_mirrored_as_its_camera_was_held(a, b, c, d, tmp_path):
+    path = write_numbered_video(tmp_path / "a.mp4")
+    stored, content = VideoPairs(path)[5][0].numpy(), bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(content)
+    (y, x), image = np.mgrid[:64, :128], VideoPairs(path)[5][0].numpy()
+    x, y = a * x + c * y, b * x + d * y
+    np.testing.assert_array_equal(image[:, y - y.min(), x - x.min()], stored)
+
+
+def test_colours_are_those_of_ffmpeg_and_the_cover_of_an_album_is_no_video(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    path = write_video(tmp_path / "colours.avi", frames)
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.testing.assert_array_equal(VideoPairs(path)[1][1].permute(1, 2, 0), expected[2])
+    cover = write_image(tmp_path / "cover.png").read_bytes()
+    frame = b"APIC" + struct.pack(">IH", len(cover) + 13, 0) + b"\0image/png\0\3\0" + cover
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    (tmp_path / "song.mp4").write_bytes(b"ID3\3\0\0" + size + frame + bytes.fromhex("fffb9064") + bytes(2000))
+    with raises_one_line(ValueError, tmp_path / "song.mp4", "video"):
+        VideoPairs(tmp_path / "song.mp4")
+
+
+def test_a_bad_video_or_short_clip_among_good_ones_is_a_bad_file_and_alone_an_error(tmp_path):
+    write_numbered_video(tmp_path / "good.mp4")
+    clip = write_video(tmp_path / "short.avi", grey_frames(3))
     write_image(tmp_path / "0.png")  # beside a video: the image is to go, not the folder
-    with raises_one_line(ValueError, f"{tmp_path / '0.png'}: a clip of 1 frame(s)"):
-        VideoPairs(tmp_path)
-    (tmp_path / "damaged.mp4").write_text("hello")
-    with raises_one_line(ValueError, f"{tmp_path / 'damaged.mp4'}: no frame can be decoded; convert the video"):
-        VideoPairs(tmp_path)
+    (tmp_path / "text.mp4").write_text("hello")
+    pairs = VideoPairs(tmp_path, strides=(3, 5))
+    assert len(pairs) == 3 + 37 + 35 and pairs.file_count == 1 + 1 + 40 + 3
+    reasons = {clip: "a clip of 3 frame(s), too short for a stride of 3", tmp_path / "0.png": "a clip of 1 frame(s)"}
+    reasons[tmp_path / "text.mp4"] = "not a readable video (Invalid data found when processing input)"
+    for path, index in ((clip, 73), (tmp_path / "0.png", 0), (tmp_path / "text.mp4", 74)):
+        with raises_one_line(data.BadFile, f"{path}: {reasons[path]}"):
+            pairs[index]
+    for path in (clip, tmp_path / "text.mp4"):
+        with raises_one_line(ValueError, f"{path}: {reasons[path]}"):
+            VideoPairs(path, strides=(3, 5))
+
+
+def test_a_note_counts_clips_pairs_and_what_is_left_out_and_masks_are_no_clips(tmp_path):
+    for folder in ("JPEGImages/480p/bear", "Annotations/480p/bear", "annotations_unsupervised/bear"):
+        write_frames(tmp_path / folder, 4, (16, 16))
+    write_numbered_video(tmp_path / "a.mp4").with_name("b.MTS").write_bytes((tmp_path / "a.mp4").read_bytes())
+    for name in ("song.mp3", "list.txt", "README", "._a.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.mov").touch()
+    expected = "4 clips (.mov 1, .mp4 1, .mts 1, folder 1), 81 pairs; left out: .mp3 1, .txt 1, masks 8, no ending 1"
+    assert VideoPairs(tmp_path).note == f"{tmp_path}: {expected}; cannot be used: c.mov"
+    assert len(VideoPairs(tmp_path / "Annotations")) == 3  # whoever names them wants them
+    unknown = (tmp_path / "a.mp4").rename(tmp_path / "a.recording")
+    assert len(VideoPairs(unknown)) == 39  # by its name, whatever the ending
 
 
 def test_frames_of_different_sizes_are_reported_by_path_and_sizes(tmp_path):
-    write_image(tmp_path / "0.png", (24, 32))
-    second = write_image(tmp_path / "1.png", (24, 40))
-    with raises_one_line(data.BadFile, f"{second}: 40x24 px, but 0.png of the same clip is 32x24 px", "one size"):
+    write_image(tmp_path / "0.png", (24, 32)), write_image(tmp_path / "1.png", (24, 40))
+    with raises_one_line(data.BadFile, f"{tmp_path}, frames 0.png and 1.png: 32x24 px and 40x24 px", "one size"):
         VideoPairs(tmp_path)[0]
 
 
@@ -197,13 +315,52 @@ def test_numbers_are_read_as_they_were_written_in_every_kind_of_image(mode, seed
     np.testing.assert_array_equal(read, ids)
 
 
-def test_a_palette_counts_as_numbers_whatever_its_colours_and_one_bit_as_0_and_1(tmp_path):
-    ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
-    image = Image.fromarray(ids)
-    image.putpalette([9, 9, 9, 8, 8, 8])
-    image.save(tmp_path / "ids.png")
-    for path, mode in ((tmp_path / "ids.png", "P"), (write_ids(tmp_path / "bits.png", ids, "1"), "1")):
-        assert Image.open(path).mode == mode and data.read_ids(path).tolist() == ids.tolist()
+@given(seed=seeds, count=st.integers(2, 22), mode=st.sampled_from(["shuffled", "quantized"]))
+def test_a_palette_in_any_order_gives_the_numbers_of_its_colours(seed, count, mode):
+    numbers = np.random.default_rng(seed).choice([*range(22), 255], count, replace=False)
+    ids, colours = random_ids(seed, numbers), helpers.voc_palette()
+    image = Image.fromarray(np.argsort(np.argsort(numbers))[np.searchsorted(np.sort(numbers), ids)].astype(np.uint8))
+    image = Image.fromarray(np.searchsorted(np.sort(numbers), ids).astype(np.uint8))
+    order = np.random.default_rng(seed + 1).permutation(count)
+    shuffled = Image.fromarray(np.argsort(order)[np.asarray(image)].astype(np.uint8))
+    shuffled.putpalette(colours[np.sort(numbers)[order]].tobytes())
+    with TemporaryDirectory() as folder:
+        (shuffled if mode == "shuffled" else shuffled.convert("RGB").quantize(count)).save(f"{folder}/ids.png")
+        np.testing.assert_array_equal(data.read_ids(Path(folder, "ids.png")), ids)
+
+
+def test_the_palettes_of_davis_of_greys_and_of_few_colours_and_black_and_white_in_any_order(tmp_path):
+    ids, path = np.array([[0, 1, 21], [22, 254, 255]], np.uint8), tmp_path / "ids.png"
+    greys = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    davis = np.concatenate((helpers.voc_palette()[:22], greys[22:]))
+
+    def read(image, palette):
+        image = Image.fromarray(np.array(image, np.uint8))
+        image.putpalette(palette.tobytes())
+        image.save(path)
+        return data.read_ids(path).tolist()
+
+    assert read([[0, 1, 21], [255, 1, 0]], davis) == [[0, 1, 21], [255, 1, 0]]
+    assert read(ids[:, ::-1], greys[::-1]) == (255 - ids[:, ::-1]).tolist()
+    assert read([[0, 1, 20], [255, 1, 0]], helpers.voc_palette()[:21]) == [[0, 1, 20], [255, 1, 0]]  # 255 has no colour
+    assert read([[0, 1, 1]], greys[[255, 0]]) == [[255, 0, 0]] and read([[0, 1, 1]], greys[[0, 255]]) == [[0, 255, 255]]
+    with raises_one_line(ValueError, path, "colours where numbers belong"):
+        read([[0, 1, 2]], np.array([[0, 0, 0], [236, 95, 103], [249, 145, 87]], np.uint8))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_holds_numbers_as_they_are_stored(bits, tmp_path):
+    ids = random_ids(0, range(2**bits), 6, 16)
+    rows = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(6, -1), axis=1)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 16, 6, bits, 0, 0, 0, 0), b"IEND": b""}
+    chunks = {
+        b"IHDR": chunks[b"IHDR"],
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    parts = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items())
+    (tmp_path / "ids.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(data.read_ids(tmp_path / "ids.png"), ids)
 
 
 @pytest.mark.parametrize("mode, suffix", [("I;16", "png"), ("I;16", "tif"), ("I", "tif")])
@@ -229,14 +386,6 @@ def test_one_pixel_of_another_colour_is_an_error(colour, place, mode):
             data.read_ids(path)
 
 
-def test_white_masks_may_be_rgb_and_colours_can_be_refused(tmp_path):
-    white = tmp_path / "white.png"
-    Image.fromarray(np.kron(np.eye(2, dtype=np.uint8)[..., None], np.full((4, 4, 3), 255, np.uint8))).save(white)
-    assert data.read_ids(white).unique().tolist() == [0, 255]
-    with raises_one_line(ValueError, white, "colours where numbers belong"):
-        data.read_ids(white, coloured=False)
-
-
 @given(seed=seeds)
 def test_a_damaged_png_is_read_or_reported_and_nothing_else_is_raised(seed):
     with TemporaryDirectory() as folder:
@@ -254,19 +403,36 @@ def one_labelled(folder, ids, table, size=None, mode="P", colours=data.PALETTE):
 
 
 def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_path):
-    labels, ids, table = tmp_path / "labels.png", random_ids(0, [0, 1, 9]), {0: 0, 1: 1, 9: data.VOID}
+    labels, ids, table = tmp_path / "labels.png", random_ids(0, [0, 1, 255]), {0: 0, 1: 1, 255: data.VOID}
     assert torch.equal(one_labelled(tmp_path, ids, table, mode="RGB")[0][1], one_labelled(tmp_path, ids, table)[0][1])
     with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
-        one_labelled(tmp_path, ids, table, mode="RGB", colours=data.PALETTE[1:])[0]  # those of another set
-    with raises_one_line(ValueError, f"{labels}: labels of 16x12 px, but {tmp_path / 'image.png'} is 15x12 px"):
+        one_labelled(tmp_path, ids, table, mode="RGB", colours=data.PALETTE[2:])[0]  # those of another set
+    with raises_one_line(ValueError, f"{tmp_path / 'image.png'}: 15x12 px, but its labels are 16x12 px"):
         one_labelled(tmp_path, ids, table, (12, 15))[0]
-    with raises_one_line(ValueError, f"{labels}: holds 9, which is no class"):
+    with raises_one_line(ValueError, f"{labels}: holds 255, which is no class"):
         one_labelled(tmp_path, ids, {0: 0, 1: 1})[0]
     for damaged in ("image.png", "labels.png"):
         labelled = one_labelled(tmp_path, random_ids(0, [0, 1], 40, 50), table)
         cut_short(tmp_path / damaged)
         with raises_one_line(ValueError, tmp_path / damaged):
             labelled[0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn", ["on the stored image", "on the upright one"])
+def test_labels_lie_on_the_pixels_they_were_drawn_on_whatever_the_orientation(orientation, drawn, tmp_path):
+    exif, stored = Image.Exif(), np.kron(random_ids(0, range(2), 3, 5), np.ones((8, 8), np.uint8))
+    exif[0x0112] = orientation
+    picture = Image.fromarray(255 * stored)
+    picture.save(tmp_path / "image.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "image.png"))) // 255
+    if drawn == "on the upright one" and orientation >= 5:  # otherwise the size does not tell
+        stored = upright
+    write_ids(tmp_path / "labels.png", stored, "L")
+    image, labels = LabelledImages(
+        [(tmp_path / "image.png", tmp_path / "labels.png")], {"": {0: 0, 1: 1}}, "ab", data.PALETTE
+    )[0]
+    assert torch.equal(image[0] // 255, labels)
 
 
 # -------------------------------------------------------------------------------------------------------- augmentation
@@ -423,21 +589,20 @@ def test_every_item_comes_once_per_pass_and_passes_and_seeds_have_orders_of_thei
 
 
 def draw(item):
-    """Draws from all three global generators."""
-    return torch.tensor([item, torch.rand(()), np.random.rand(), random.random()], dtype=torch.float64)
+    return torch.stack((item, torch.rand(())))
 
 
-def test_random_numbers_depend_on_seed_and_position_alone_and_the_callers_generators_stay_untouched():
-    dataset = TensorDataset(torch.arange(10))
-    items = data.Seeded(dataset, draw, seed=1)
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    expected = draw(0)
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    first = items[4, 2]
+def test_random_numbers_depend_on_seed_and_position_alone_and_the_callers_generator_stays_untouched():
+    dataset = TensorDataset(torch.arange(10.0))
+    items = data.SkipBadFiles(dataset, draw, seed=1)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first, _ = items[4, 2]
     next(iter(data.make_loader(dataset, draw, 2)))
-    assert torch.equal(draw(0), expected) and torch.equal(items[4, 2], first)
-    assert len({items[position, 2][k].item() for position in range(20) for k in (1, 2, 3)}) == 60
-    assert not torch.equal(data.Seeded(dataset, draw, seed=2)[4, 2], first)
+    assert torch.equal(torch.rand(3), expected) and torch.equal(items[4, 2][0], first)
+    assert len({items[position, 2][0][1].item() for position in range(20)}) == 20
+    assert not torch.equal(data.SkipBadFiles(dataset, draw, seed=2)[4, 2][0], first)
 
 
 @pytest.mark.parametrize("shapes, transform", [(ShapePairs, FlowAugmentation((32, 32))), (ShapeImages, TwoViews(32))])
@@ -457,12 +622,12 @@ def test_sources_and_augmentations_can_be_pickled_for_spawned_workers(tmp_path):
     videos = VideoPairs(write_video(tmp_path / "clip.avi", grey_frames(3)))
     for source, transform in ((ShapePairs(size=(32, 32)), FlowAugmentation((32, 32))), (videos, TwoViews(32))):
         first = source[0]  # opens the file
-        again = pickle.loads(pickle.dumps(data.Seeded(source, transform)))
+        again = pickle.loads(pickle.dumps(data.SkipBadFiles(source, transform, 0)))
         assert torch.equal(again.dataset[0][0], first[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers_and_bad_ones_alone_are_an_error(workers, tmp_path):
+def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers(workers, tmp_path):
     write_frames(tmp_path, 6)
     (tmp_path / "002.png").write_bytes(b"")
     (tmp_path / "003.png").write_text("text")
@@ -473,9 +638,13 @@ def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers_and_bad_one
         assert torch.equal(batch, torch.stack([images[{2: 4, 3: 4}.get(index, index)] for index in indices]))
         expected = {2: ["002.png", "003.png"], 3: ["003.png"]}
         assert [line.split(":")[0][-7:] for line in faults] == [name for i in indices for name in expected.get(i, [])]
-    with pytest.raises(ValueError, match="2 of 6 files cannot be used, and --bad-files allows 1"):
-        list(islice(data.make_loader(images, None, 3, workers=workers, allowed_bad_files=1), 4))
-    for path in images.paths:
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="6 of 6 files cannot be used"):
-        next(iter(data.make_loader(images, None, 1, workers=workers, allowed_bad_files=6)))
+
+
+def test_more_bad_files_than_allowed_and_bad_ones_alone_are_an_error(tmp_path):
+    write_frames(tmp_path, 6)
+    images = ImageFiles(tmp_path)
+    for count, allowed, words in ((2, 1, "2 of 6 files cannot be used, and --bad-files allows 1"), (6, 6, "6 of 6")):
+        for path in images.paths[:count]:
+            path.write_bytes(b"")
+        with pytest.raises(ValueError, match=words):
+            list(islice(data.make_loader(images, None, 3, allowed_bad_files=allowed), 4))

@@ -903,7 +903,7 @@ BROKEN_SEQUENCES = {
     "png: not a readable image": ("masks/00001.png", helpers.cut_short),
     "jpg: not a readable image": ("frames/00001.jpg", helpers.cut_short),
     "a mask of 20x20 px": ("masks/00001.png", lambda path: write_ids(path, helpers.block(1, 20, 20))),
-    "20x20 px, but the first mask": ("frames/00001.jpg", lambda path: write_image(path, (20, 20))),
+    "20x20 px, but its labels are 16x12 px": ("frames/00001.jpg", lambda path: write_image(path, (20, 20))),
 }
 """What the error says, and the file, which it must name, with its damage."""
 
