@@ -1,5 +1,6 @@
 """Where the files of each data set lie, and how they are stored. What the modules share: finding a set in a folder."""
 
+import csv
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,10 +24,9 @@ def set_folders(root: Path) -> list[Path]:
 def find_set(
     root: Path, known: dict[str, tuple[str, Callable[[Path], Iterable]]], name: str | None, part: str
 ) -> tuple[str, list]:
-    """The one data set in `root` or a folder in it: its name and its files.
+    """The data set in `root` or a folder in it, by its name or as the only one: its name and its files.
 
-    `known` has for each set its layout, for messages, and what lists its files in its own folder. MissingSet if the
-    set, or any where no name is given, is not there; ValueError if several are.
+    `known` has for each set its layout, for messages, and what lists its files in its own folder.
     """
     wanted, found = [name] if name else list(known), {}
     for folder in set_folders(root):
@@ -46,3 +46,8 @@ def read_lines(path: Path) -> list[str]:
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return [line.strip() for line in content.decode(encoding, "surrogateescape").splitlines() if line.strip()]
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """The rows of a table beside this file."""
+    return list(csv.DictReader(Path(__file__).with_name(name).read_text().splitlines()))

@@ -98,16 +98,12 @@ def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
 class FlowFiles(NamedTuple):
     """The files of one pair of a benchmark."""
 
-    name: str
-    """As in a submission, without the ending: "alley_1/frame_0001", "000000_10"."""
-    group: str
-    """The part that is averaged by itself: "clean", "final"; else empty."""
+    name: str  # as in a submission, without the ending: "alley_1/frame_0001", "000000_10"
+    group: str  # the part that is averaged by itself: "clean", "final"; else empty
     image_1: Path
     image_2: Path
-    flow: Path | None
-    """None in a split whose true flow is secret."""
-    masks: dict[str, Path] = {}
-    """Sintel's occlusions and invalid, KITTI's flow_noc and obj_map, as far as they are there."""
+    flow: Path | None  # None in a split whose true flow is secret
+    masks: dict[str, Path] = {}  # Sintel's occlusions and invalid, KITTI's flow_noc and obj_map, where they are there
 
 
 def _next_frame(path: Path, step: int = 1) -> Path:
@@ -205,26 +201,20 @@ FLOW_BENCHMARKS = {
 }
 """The layout of each benchmark, for messages, and the function that lists its pairs in its own folder."""
 
-TESTING_SPLITS = {
+TESTING_SPLITS = {  # whose true flow is secret
     "sintel": ("test/clean/SCENE/frame_0001.png", _sintel_testing),
     "kitti2012": ("testing/colored_0/000000_10.png (or image_0)", partial(_GREY, split="testing")),
     "kitti2015": ("testing/image_2/000000_10.png", partial(_COLOUR, split="testing")),
 }
-"""The same of the splits whose true flow is secret."""
 
 
 def find_benchmark(
     root: Path, name: str | None = None, split: str = "training"
 ) -> tuple[str, list[FlowFiles], list[str]]:
-    """The pairs of a benchmark in `root` or a folder in it; `split` is "training" or "testing".
+    """A benchmark in `root` or a folder in it: its name, its pairs, and a note on those without frames, left out.
 
-    Returns:
-        Its name (of the one that is there, if none was given), its pairs, and a note on pairs that are left out since
-        both of their frames are missing.
-
-    Raises:
-        MissingSet: no such benchmark; FileNotFoundError: one frame of a pair is missing.
-        ValueError: several benchmarks are there, and none was named.
+    MissingSet if it, or any where no name is given, is not there; FileNotFoundError if one frame of a pair is missing;
+    ValueError if several benchmarks are there. `split` is "training" or "testing".
     """
     known = FLOW_BENCHMARKS if split == "training" else TESTING_SPLITS
     if name and name not in known:
@@ -248,8 +238,7 @@ def picture_name(pair: "FlowPair | FlowFiles") -> str:
 
 
 def submission_name(benchmark: str, pair: "FlowPair | FlowFiles") -> str:
-    """Where a pair's flow lies in a submission: clean/SCENE/frame_0001.flo (Sintel), flow/000000_10.png (KITTI 2015),
-    000000_10.png (KITTI 2012); of benchmarks without a server: a .flo file."""
+    """Where a pair's flow lies in a submission, as the server wants it; of benchmarks without one, a .flo file."""
     if benchmark.startswith("kitti"):
         return f"{'flow/' if benchmark == 'kitti2015' else ''}{pair.name}.png"
     return "/".join(filter(None, (pair.group, f"{pair.name}.flo")))
@@ -257,15 +246,11 @@ def submission_name(benchmark: str, pair: "FlowPair | FlowFiles") -> str:
 
 # ------------------------------------------------------------------------------------------------------ reading pairs
 
-REGIONS = ("all", "matched", "unmatched", "0-10", "10-40", "40+", "noc", "bg", "fg")
-"""The parts of an image that are measured apart, in the order of the tables; see `read_pair`."""
+REGIONS = ("all", "matched", "unmatched", "0-10", "10-40", "40+", "noc", "bg", "fg")  # in the order of the tables
 
 
 class FlowPair(NamedTuple):
-    """Two images in [0, 1], the true flow from 1 to 2, and the regions that are measured apart.
-
-    The region "all" is where the flow is known.
-    """
+    """Two images in [0, 1], the true flow from 1 to 2, and the regions that are measured apart ("all": it is known)."""
 
     name: str
     group: str
@@ -279,7 +264,7 @@ def read_pair(files: FlowFiles) -> FlowPair:
     """Reads one pair, its true flow and its masks; ValueError where they differ in size.
 
     The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
-    calls invalid are unknown. Of KITTI: noc (not occluded), and bg and fg where there is an obj_map.
+    calls invalid (up to 1.4% of a pair) are unknown. Of KITTI: noc (not occluded), and with an obj_map bg and fg.
     """
     image_1, image_2 = read_frames(files.image_1, files.image_2)
     if files.flow is None:  # a split whose true flow is secret
@@ -295,8 +280,8 @@ def read_pair(files: FlowFiles) -> FlowPair:
     if "occlusions" in masks:
         length = truth.norm(dim=1, keepdim=True)
         regions |= {"matched": known & ~masks["occlusions"], "unmatched": known & masks["occlusions"]}
-        regions |= {"0-10": known & (length < 10), "10-40": known & (length >= 10) & (length < 40)}
-        regions["40+"] = known & (length >= 40)
+        ranges = {"0-10": (0, 10), "10-40": (10, 40), "40+": (40, math.inf)}
+        regions |= {name: known & (length >= low) & (length < high) for name, (low, high) in ranges.items()}
     if "flow_noc" in masks:
         regions["noc"] = known & masks["flow_noc"]
     if "obj_map" in masks:

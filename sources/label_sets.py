@@ -7,7 +7,6 @@ following objects through the videos of DAVIS. Each set lies one folder below th
     videos, notes = find_masked_videos(Path("DATA"), "val", "2017")
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 import data
-from data import VOID, LabelledImages, MissingSet
-from sources import find_set, read_lines, set_folders, visible_glob
+from data import VOID, LabelledImages, MissingSet, load_labelled, read_ids, size_text
+from sources import find_set, read_lines, read_table, set_folders, visible_glob
 
 # -------------------------------------------------------------------------------------------------- images with labels
 
@@ -72,15 +71,11 @@ def _camvid_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
 class LabelSet(NamedTuple):
     """A data set of semantic segmentation, laid out as its archives unpack."""
 
-    layout: str
-    """Where an image and its labels lie, for messages."""
-    files: Callable[[Path, str], Iterator[tuple[Path, Path]]]
-    """Lists images and labels of a split in the set's own folder."""
-    tables: dict[str, dict[int, int]]
-    """For each ending of the labels' names, the class of each number in them."""
+    layout: str  # where an image and its labels lie, for messages
+    files: Callable[[Path, str], Iterator[tuple[Path, Path]]]  # lists those of a split in the set's own folder
+    tables: dict[str, dict[int, int]]  # for each ending of the labels' names, the class of each number in them
     classes: list[str]
-    colours: np.ndarray
-    """uint8 (classes, 3)."""
+    colours: np.ndarray  # uint8 (classes, 3)
 
 
 def _numbers(numbers: Iterable[int], void: Iterable[int] = ()) -> dict[int, int]:
@@ -90,50 +85,34 @@ def _numbers(numbers: Iterable[int], void: Iterable[int] = ()) -> dict[int, int]
 
 def _classes(name: str) -> tuple[list[str], np.ndarray]:
     """The names and colours of a set's classes, as its authors give them."""
-    with open(Path(__file__).with_name("classes.csv"), newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["set"] == name]
+    rows = [row for row in read_table("classes.csv") if row["set"] == name]
     return [row["class"] for row in rows], np.array([[*bytes.fromhex(row["colour"])] for row in rows], np.uint8)
 
 
-_CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the classes
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the classes
 
+_LAYOUTS = {
+    "voc": "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg, VOCdevkit/VOC2012/SegmentationClass/2007_000032.png, "
+    "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
+    "cityscapes": "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
+    "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
+    "ade20k": "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
+    "camvid": "train/0001TP_006690.png, trainannot/0001TP_006690.png",
+}
+_CITYSCAPES = {"_labelTrainIds.png": _numbers(range(19)), "_labelIds.png": _numbers(_CITYSCAPES_IDS, range(34))}
 LABEL_SETS = {
-    "voc": LabelSet(
-        "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg, VOCdevkit/VOC2012/SegmentationClass/2007_000032.png, "
-        "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
-        _voc_files,
-        {"": _numbers(range(21))},
-        *_classes("voc"),
-    ),
-    "cityscapes": LabelSet(
-        "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
-        "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png",
-        _cityscapes_files,
-        {"_labelTrainIds.png": _numbers(range(19)), "_labelIds.png": _numbers(_CITYSCAPES, range(34))},
-        *_classes("cityscapes"),
-    ),
-    "ade20k": LabelSet(
-        "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
-        _ade20k_files,
-        {"": _numbers(range(1, 151), void=[0])},
-        *_classes("ade20k"),
-    ),
-    "camvid": LabelSet(
-        "train/0001TP_006690.png, trainannot/0001TP_006690.png",
-        _camvid_files,
-        {"": _numbers(range(11), void=[11])},
-        *_classes("camvid"),
-    ),
+    "voc": LabelSet(_LAYOUTS["voc"], _voc_files, {"": _numbers(range(21))}, *_classes("voc")),
+    "cityscapes": LabelSet(_LAYOUTS["cityscapes"], _cityscapes_files, _CITYSCAPES, *_classes("cityscapes")),
+    "ade20k": LabelSet(_LAYOUTS["ade20k"], _ade20k_files, {"": _numbers(range(1, 151), [0])}, *_classes("ade20k")),
+    "camvid": LabelSet(_LAYOUTS["camvid"], _camvid_files, {"": _numbers(range(11), [11])}, *_classes("camvid")),
 }
 """The data sets of semantic segmentation by name."""
 
 
 def find_labels(root: Path, name: str | None, split: str) -> tuple[str, LabelledImages]:
-    """A split of one of LABEL_SETS in `root` or a folder in it, and its name.
+    """A split ("train" or "val") of one of LABEL_SETS in `root` or a folder in it, and its name.
 
-    Raises:
-        MissingSet: no such data set; FileNotFoundError: an image or labels are missing.
-        ValueError: several data sets are there, and none was named.
+    MissingSet if it is not there; FileNotFoundError if an image or labels are missing; ValueError if several are there.
     """
     known = {each: (known.layout, partial(known.files, split=split)) for each, known in LABEL_SETS.items()}
     name, files = find_set(root, known, name, f"{split} part")
@@ -177,14 +156,16 @@ class LabelAugmentation:
 
 
 class ObjectVideo(NamedTuple):
-    """A video whose objects are followed from the masks of its first frame."""
+    """A video whose objects are followed from the masks of its first frame.
+
+    Where that mask skips a number, davis2017-evaluation counts the object that is not there as found perfectly; here
+    it does not count.
+    """
 
     name: str
-    objects: list[int]
-    """Their numbers in the masks; 0 is the background."""
+    objects: list[int]  # their numbers in the masks; 0 is the background
     frames: Callable[[int], UInt8[Tensor, "3 h w"]]
-    masks: Callable[[int], UInt8[Tensor, "h w"] | None]
-    """None where there is no mask; VOID pixels do not count."""
+    masks: Callable[[int], UInt8[Tensor, "h w"] | None]  # None where there is no mask; VOID pixels do not count
     frame_names: list[str]
 
     @property
@@ -205,9 +186,8 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     """
     homes = []
     for home in set_folders(Path(root)):
-        sizes = [
-            path.name for path in visible_glob(home, "JPEGImages/*") if (home / "Annotations" / path.name).is_dir()
-        ]
+        sizes = [path.name for path in visible_glob(home, "JPEGImages/*")]
+        sizes = [size for size in sizes if (home / "Annotations" / size).is_dir()]
         if sizes:
             size = "480p" if "480p" in sizes else sizes[0]
             # The lists of 2016 lie under its year, in the archive of 2017, or under the resolution, in its own.
@@ -220,9 +200,8 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     if len(homes) > 1:
         homes = [found for found in homes if year and found[2]] or homes
     if len(homes) > 1:
-        raise ValueError(
-            f"{root}: DAVIS lies in {', '.join(str(home) for home, _, _ in homes)}; name one by --data-root"
-        )
+        names = ", ".join(str(home) for home, _, _ in homes)
+        raise ValueError(f"{root}: DAVIS lies in {names}; name one of them with --data-root")
     ((home, size, listed),), notes = homes, []
     if listed:  # DAVIS 2016 lists files, DAVIS 2017 sequences
         names = list(dict.fromkeys(Path(line).parent.name or line for line in read_lines(listed)))
@@ -247,7 +226,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
     if not mask_paths[0].is_file():
         raise FileNotFoundError(f"{mask_paths[0]}: missing; a sequence needs the mask of its first frame")
-    first = data.read_ids(mask_paths[0])
+    first = read_ids(mask_paths[0])
     numbers = set(first.unique().tolist()) - {0}
     if not numbers:
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
@@ -256,16 +235,14 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
     white = numbers == {VOID}
 
     def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
-        return data.load_labelled(paths[index], first)
+        return load_labelled(paths[index], first)
 
     def read_mask(index: int) -> UInt8[Tensor, "h w"] | None:
         if not mask_paths[index].is_file():
             return None
-        mask = data.read_ids(mask_paths[index])
+        mask = read_ids(mask_paths[index])
         if mask.shape != first.shape:
-            raise ValueError(
-                f"{mask_paths[index]}: a mask of {data.size_text(mask)}, but its video is {data.size_text(first)}"
-            )
+            raise ValueError(f"{mask_paths[index]}: a mask of {size_text(mask)}, but its video is {size_text(first)}")
         if white:
             return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask

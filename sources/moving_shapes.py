@@ -20,15 +20,11 @@ from torch.utils.data import Dataset
 from data import PALETTE
 
 SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
-"""Names of the values of MovingShapes' `classes`."""
 TEXTURE_SIZE, SILHOUETTE_SIZE = 256, 128
 
 
 def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndarray:
-    """Noise (256, 256, channels) of standard deviation 1 whose amplitude falls as 1 / frequency^slope.
-
-    The slope of natural images is about 1.
-    """
+    """Noise (256, 256, channels) of deviation 1 whose amplitude is 1 / frequency^slope; natural images have about 1."""
     frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIZE)[:, None], np.fft.rfftfreq(TEXTURE_SIZE)[None]).astype(np.float32)
     frequency[0, 0] = np.inf
     white = rng.standard_normal((channels, TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
@@ -98,10 +94,8 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _silhouettes() -> list[list[np.ndarray]]:
-    """The variants of each of SHAPE_CLASSES but the first: signed distance to the outline, positive inside.
-
-    float32 (128, 128) over [-1, 1]^2, in units of the shape's radius; the shape stays within the unit circle.
-    """
+    """The variants of each of SHAPE_CLASSES but the first: signed distance to the outline, positive inside, float32
+    (128, 128) over [-1, 1]^2, in units of the shape's radius; the shape stays within the unit circle."""
     rng = np.random.default_rng(1)
     y, x = (np.mgrid[: 4 * SILHOUETTE_SIZE, : 4 * SILHOUETTE_SIZE] + 0.5) / (2 * SILHOUETTE_SIZE) - 1
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
@@ -191,10 +185,9 @@ class MovingShapes(Dataset):
     """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
 
     Each layer has its own, slightly decreasing speed; nearer shapes hide farther ones, and shapes leave the frame. A
-    layer shifts by 0.3 px to `max_motion` times the shorter side per frame, mostly far; rotation and
-    growth add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
-    scenes the brightness differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each
-    class has one texture and its colours, otherwise any shape has any of them.
+    layer shifts by 0.3 px to `max_motion` times the shorter side per frame, mostly far; rotation and growth add up to
+    0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the scenes brightness
+    differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each class has its own look.
 
     An item depends on (seed, index) alone:
         images            float32 (t, 3, h, w) in [0, 1]
@@ -226,20 +219,10 @@ class MovingShapes(Dataset):
         for t in range(self.frames - 1):
             self._motion(scene, labels[t], t, t + 1, flow[0, t], visible[0, t, 0])
             self._motion(scene, labels[t + 1], t + 1, t, flow[1, t], visible[1, t, 0])
-        return {
-            "images": torch.from_numpy(images).float().div_(255),
-            "flow_forward": torch.from_numpy(flow[0]),
-            "flow_backward": torch.from_numpy(flow[1]),
-            "visible_forward": torch.from_numpy(visible[0]),
-            "visible_backward": torch.from_numpy(visible[1]),
-            "instances": torch.from_numpy(labels).long(),
-            "classes": torch.from_numpy(scene.classes[labels]),
-        }
-
-    def images(self, index: int, count: int) -> UInt8[Tensor, "t 3 h w"]:
-        """The first `count` frames, at half the cost of an item."""
-        scene = self._scene(index)
-        return torch.from_numpy(np.stack([self._render(scene, t)[0] for t in range(count)]))
+        item = {"images": torch.from_numpy(images).float().div_(255), "instances": torch.from_numpy(labels).long()}
+        for way, name in enumerate(("forward", "backward")):
+            item |= {f"flow_{name}": torch.from_numpy(flow[way]), f"visible_{name}": torch.from_numpy(visible[way])}
+        return item | {"classes": torch.from_numpy(scene.classes[labels])}
 
     def _scene(self, index: int) -> _Scene:
         if not 0 <= index < self.length:
@@ -359,15 +342,15 @@ class ShapePairs(MovingShapes):
     """The first two frames of each MovingShapes scene, for the flow task."""
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
-        image_1, image_2 = self.images(index, 2)
-        return image_1, image_2
+        scene = self._scene(index)
+        return tuple(torch.from_numpy(self._render(scene, t)[0]) for t in (0, 1))
 
 
 class ShapeImages(MovingShapes):
     """The first frame of each MovingShapes scene, for the content task."""
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
-        return self.images(index, 1)[0]
+        return torch.from_numpy(self._render(self._scene(index), 0)[0])
 
 
 class ShapeLabels(MovingShapes):

@@ -22,45 +22,27 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
 
-from data import Clip, FlowAugmentation, FramePairs, MissingSet, is_image, load_image
-from sources import set_folders, visible_glob
+from data import Clip, FramePairs, MissingSet, Transform, is_image, load_image
+from sources import read_table, set_folders, visible_glob
 
 
 class VideoSet(NamedTuple):
     """A data set of video, laid out as its archives unpack."""
 
+    name: str
     title: str
     url: str
-    frames: str
-    """Where the frames lie in the set's own folder, as a pattern. A frame's name ends in its number."""
-    is_multiview: bool = False
-    """Of KITTI: with more frames (from 00 on) than those that are measured, which stay out of training."""
+    frames: str  # where they lie in the set's own folder, as a pattern; a frame's name ends in its number
+    is_multiview: str  # of KITTI: it has frames from 00 on, and those that are measured stay out of training
 
 
-_KITTI = "https://www.cvlibs.net/datasets/kitti"
-_SINTEL = "http://sintel.is.tue.mpg.de/downloads"
-_FREIBURG = "https://lmb.informatik.uni-freiburg.de/resources/datasets"
-_THINGS = f"{_FREIBURG}/SceneFlowDatasets.en.html"
-
-VIDEO_SETS = {
-    "kitti_raw": VideoSet("KITTI raw", f"{_KITTI}/raw_data.php", "2011_*/*_sync/image_02/data/*"),
-    "kitti2012": VideoSet("KITTI 2012 multiview", f"{_KITTI}/eval_stereo_flow.php", "*ing/colored_0/*_*", True),
-    "kitti2015": VideoSet("KITTI 2015 multiview", f"{_KITTI}/eval_scene_flow.php", "*ing/image_2/*_*", True),
-    "sintel_clean": VideoSet("Sintel", _SINTEL, "t*/clean/*/frame_*"),
-    "sintel_final": VideoSet("Sintel", _SINTEL, "t*/final/*/frame_*"),
-    "sintel_raw": VideoSet("Sintel, the film", "https://durian.blender.org/download", "sintel_raw/*/frame_*"),
-    "chairs": VideoSet("FlyingChairs", f"{_FREIBURG}/FlyingChairs.en.html", "data/*_img?.*"),
-    "things_clean": VideoSet("FlyingThings3D", _THINGS, "frames_cleanpass/TRAIN/*/*/*/*"),
-    "things_final": VideoSet("FlyingThings3D", _THINGS, "frames_finalpass/TRAIN/*/*/*/*"),
-    "hd1k": VideoSet("HD1K", "http://hci-benchmark.iwr.uni-heidelberg.de", "hd1k_input/image_2/*_*"),
-}
+VIDEO_SETS = {row["name"]: VideoSet(**row) for row in read_table("video_sets.csv")}
 """The sets of the paper's flow task by name."""
 
 
 @dataclass(frozen=True)
 class RepeatsConfig:
-    """How often a pass over the mix repeats each set. KITTI: 100 and 1 are second-hand; the others are ours and balance
-    the sizes."""
+    """How often a pass repeats each set. KITTI's 100 and 1 are second-hand, the others ours, to balance the sizes."""
 
     kitti_raw: int = 1
     kitti2012: int = 100
@@ -83,10 +65,7 @@ class VideoClips(NamedTuple):
 
 
 def find_video_set(name: str, root: Path) -> VideoClips | None:
-    """One of VIDEO_SETS in `root` or a folder in it; None if it is not there.
-
-    ValueError if the set lies in several folders, or a frame has no number or is alone in its clip.
-    """
+    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged."""
     video_set = VIDEO_SETS[name]
     sign = video_set.frames.replace("*_*", "*_00.*") if video_set.is_multiview else video_set.frames
     folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
@@ -118,13 +97,11 @@ def _consecutive_frames(paths: Iterable[Path], left_out: Sequence[int]) -> tuple
         numbers = sorted(frames)
         if len(numbers) == 1:
             raise ValueError(f"{frames[numbers[0]]}: the only frame of its clip; unpack the archive again")
-        notes += [
-            f"{frames[number]}: the next frame is {frames[following].name}; no pair spans this gap; unpack it again"
-            for number, following in pairwise(numbers)
-            if following > number + 1
-        ]
-        kept = [number for number in numbers if number not in left_out]
-        for _, run in groupby(enumerate(kept), key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
+        for before, after in pairwise(numbers):
+            if after > before + 1:
+                notes.append(f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap")
+        kept = enumerate(number for number in numbers if number not in left_out)
+        for _, run in groupby(kept, key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
             run = [frames[number] for _, number in run]
             if len(run) > 1:
                 clips.append(Clip(folder, run))
@@ -148,14 +125,11 @@ class Mix(ConcatDataset):
         return np.argsort(np.concatenate(times))
 
 
-def open_mix(
-    data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, augmentation: FlowAugmentation | None
-) -> Mix:
+def open_mix(data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, transform: Transform | None) -> Mix:
     """The video sets in `data_root` as one. `sets` are names of VIDEO_SETS, or what names begin with; all if empty.
 
-    Raises:
-        MissingSet: none of the sets is there, or one that is named in full is not.
-        ValueError: no set has such a name, a set is damaged, or repeats are below 1.
+    MissingSet if none of the sets is there, or one that is named in full is not; ValueError if no set has such a name,
+    a set is damaged, or repeats are below 1.
     """
     for wanted in sets:
         if not any(name.startswith(wanted) for name in VIDEO_SETS):
@@ -166,7 +140,7 @@ def open_mix(
     parts, notes, chosen = {}, [], [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
     for name in chosen:
         if found := find_video_set(name, data_root):
-            parts[name] = FramePairs(found.clips, transform=augmentation)
+            parts[name] = FramePairs(found.clips, transform=transform)
             notes += found.notes
         elif name in sets:
             raise MissingSet(f"{data_root}: does not hold {how_to_get(name)}")
@@ -178,8 +152,8 @@ def open_mix(
 
 def how_to_get(name: str) -> str:
     """Where to download a video set, and its layout."""
-    video_set = VIDEO_SETS[name]
-    return f"{name} ({video_set.title}): download it from {video_set.url}, unpack it to ANY_FOLDER/{video_set.frames}"
+    _, title, url, frames, _ = VIDEO_SETS[name]
+    return f"{name} ({title}): download it from {url}, unpack it to ANY_FOLDER/{frames}"
 
 
 def describe_mix(mix: Mix) -> str:
@@ -228,23 +202,18 @@ class ImageNet(ImageFolder):
 
 def main(data_root: Path) -> None:
     """Prints what a folder holds: a line for each set in the mix, for the images, and for what is missing."""
-    found: dict[str, Dataset] = {}
+    missing = list(VIDEO_SETS)
     with suppress(MissingSet):  # each set is listed as missing below
         mix = open_mix(data_root, (), RepeatsConfig(), None)
-        found = mix.parts
+        missing = [name for name in VIDEO_SETS if name not in mix.parts]
         print(describe_mix(mix))
     try:
         images = ImageNet(data_root)
         print(f"imagenet: {len(images):,} images in {len(images.classes):,} classes  {images.root}")
     except MissingSet as error:
         print(f"missing: {error}")
-    for name in VIDEO_SETS:
-        if name not in found:
-            print(f"missing: {how_to_get(name)}")
+    print(*(f"missing: {how_to_get(name)}" for name in missing), sep="\n")
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    except (IndexError, ValueError, OSError) as error:
-        sys.exit(__doc__ if isinstance(error, IndexError) else f"error: {error}")
+    main(Path(sys.argv[1]))
