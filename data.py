@@ -210,7 +210,8 @@ class _Decoder:
             for packet in self.container.demux(self.stream):
                 if start is None or (packet.is_keyframe and packet.pts == start):
                     start, early = None, self.places.get(packet.pts, self.wanted) < self.wanted
-                    self.stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+                    if self.stream.codec_context.is_open:  # else some decoders leave out such frames for ever
+                        self.stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
                     with suppress(Exception):  # the packet is damaged: the next may be good
                         for frame in packet.decode():
                             yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
@@ -506,20 +507,19 @@ class TwoViews:
     """
 
     def __init__(self, size: int = 224):
-        kernel = max(size // 10 | 1, 3)  # 23 at 224
+        shared = [
+            v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+            v2.RandomGrayscale(0.2),
+        ]
+        blur, to_float = (
+            [_GaussianBlur(max(size // 10 | 1, 3), sigma=(0.1, 2.0))],
+            v2.ToDtype(torch.float32, scale=True),
+        )
         self.view_1, self.view_2 = (
-            v2.Compose(
-                [
-                    v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-                    v2.RandomHorizontalFlip(0.5),
-                    v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
-                    v2.RandomGrayscale(0.2),
-                    v2.RandomApply([_GaussianBlur(kernel, sigma=(0.1, 2.0))], p=blur),
-                    v2.RandomSolarize(threshold=128, p=solarize),
-                    v2.ToDtype(torch.float32, scale=True),
-                ]
-            )
-            for blur, solarize in ((1.0, 0.0), (0.1, 0.2))
+            v2.Compose([*shared, v2.RandomApply(blur, p=p), v2.RandomSolarize(threshold=128, p=solarize), to_float])
+            for p, solarize in ((1.0, 0.0), (0.1, 0.2))
         )
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, "3 s s"]]:
@@ -552,7 +552,7 @@ class FlowAugmentation:
         (h, w), (crop_h, crop_w) = image_1.shape[-2:], self.crop
         factor = max(1.0, crop_h / h, crop_w / w)
         if factor > 1 and not self.enlarge:
-            raise ValueError(f"{size_text(image_1)}, smaller than the crop of {crop_w}x{crop_h}; use a smaller --crop")
+            raise ValueError(f"height {h} and width {w}, smaller than --crop {crop_h} {crop_w}; use a smaller --crop")
         # The largest window of the crop's shape, at random, from both.
         window_h, window_w = (max(min(round(n / factor), most), 1) for n, most in ((crop_h, h), (crop_w, w)))
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
@@ -643,8 +643,8 @@ def _start_worker(worker: int) -> None:
     """Schedulers and Ctrl-C signal every process of a job, but a worker ends only when its parent signals SIGTERM."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGUSR1", "SIGINT"} & {*dir(signal)}:  # Windows has one of them
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_on_parents_signal, daemon=True).start()
@@ -666,9 +666,8 @@ def make_loader(
 ) -> DataLoader:
     """An endless loader of this process's batches of `batch_size`, from the stream's start step on.
 
-    The same seed gives the same batches whatever the number of workers; the caller's random states stay untouched.
-    With `allowed_bad_files`, the next item takes the place of an unreadable one, and a batch becomes (batch, sentences
-    about the faults).
+    The same seed gives the same batches whatever the number of workers. With `allowed_bad_files`, the next item takes
+    the place of an unreadable one, and a batch becomes (batch, sentences about the faults).
     """
     return DataLoader(
         SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files),
