@@ -643,7 +643,9 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
             if config.export:
                 path, method = config.export / f"{pair.name}.flo", methods[label] if config.occlusion else None
                 export_flow(path, pair, flows[label], method)
-    return write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
+    report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
+    print(f"flow of {count} frames: {config.output_dir / name}.mp4")
+    return report
 
 
 # ------------------------------------------------------------------------------------------------------- segmentation
@@ -1068,7 +1070,8 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
                 write_picture(config.output_dir / "pictures" / f"{stem}_{name}.png", picture)
             if config.export:
                 config.export.mkdir(parents=True, exist_ok=True)
-                np.save(config.export / f"{stem}.npy", cells.numpy())
+                with replacing(config.export / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
+                    np.save(file, cells.numpy())
     write_report(config, f"{config.video.stem}_{name}" if config.video else name, {"notes": notes})
 
 

@@ -280,6 +280,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
         note = ""  # no transform: real pairs are augmented by their data set, which knows their files for an error
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
+            note = data.note
         elif config.data_root:
             data = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
             note = describe_mix(data)
@@ -291,6 +292,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
         note = ""
         if config.image_dir:
             data = ImageFiles(config.image_dir)
+            note = data.note
         elif config.data_root:
             data = ImageNet(config.data_root)
         else:
