@@ -5,7 +5,7 @@ for VICReg. `FlowAugmentation` and `TwoViews` augment them. `make_loader` batche
 the same whatever the number of workers or the first step. The paper's data sets and MovingShapes are in sources/.
 
     loader = make_loader(VideoPairs("clips"), FlowAugmentation((128, 128)), batch_size=8)
-    image_1, image_2 = next(iter(loader))  # each (8, 3, 128, 128) float32 in [0, 1]
+    image_1, image_2 = next(iter(loader))  # each uint8 (8, 3, 128, 128); floats are made where they are needed
 """
 
 import io
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -501,9 +501,9 @@ class ColorJitter(v2.ColorJitter):
 
 
 class TwoViews:
-    """VICReg's two random views of a uint8 (3, h, w) RGB image: float32 (3, size, size) in [0, 1].
+    """VICReg's two random views of a uint8 (3, h, w) RGB image, uint8 (3, size, size).
 
-    The probabilities are those of the official code (its augmentations.py); the model normalises.
+    The probabilities are those of the official code (its augmentations.py).
     """
 
     def __init__(self, size: int = 224):
@@ -513,25 +513,20 @@ class TwoViews:
             v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
             v2.RandomGrayscale(0.2),
         ]
-        blur, to_float = (
-            [_GaussianBlur(max(size // 10 | 1, 3), sigma=(0.1, 2.0))],
-            v2.ToDtype(torch.float32, scale=True),
-        )
-        self.view_1, self.view_2 = (
-            v2.Compose([*shared, v2.RandomApply(blur, p=p), v2.RandomSolarize(threshold=128, p=solarize), to_float])
-            for p, solarize in ((1.0, 0.0), (0.1, 0.2))
-        )
+        blur = [_GaussianBlur(max(size // 10 | 1, 3), sigma=(0.1, 2.0))]  # 23 at 224
+        self.view_1 = v2.Compose([*shared, v2.RandomApply(blur, p=1.0), v2.RandomSolarize(threshold=128, p=0.0)])
+        self.view_2 = v2.Compose([*shared, v2.RandomApply(blur, p=0.1), v2.RandomSolarize(threshold=128, p=0.2)])
 
-    def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "3 s s"], Float[Tensor, "3 s s"]]:
+    def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[UInt8[Tensor, "3 s s"], UInt8[Tensor, "3 s s"]]:
         return self.view_1(image), self.view_2(image)
 
 
 class FlowAugmentation:
     """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
 
-    Called with two uint8 (3, h, w) RGB images it returns two float32 (3, *crop) images in [0, 1]. A frame smaller than
-    the crop is an error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to
-    1 +- `colour`, hue by a fifth of it.
+    Called with two uint8 (3, h, w) RGB images it returns two uint8 (3, *crop). A frame smaller than the crop is an
+    error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to 1 +- `colour`,
+    hue by a fifth of it.
     """
 
     def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):
@@ -542,13 +537,12 @@ class FlowAugmentation:
                 v2.RandomVerticalFlip(0.5),
                 v2.RandomApply([ColorJitter(colour, colour, colour, colour / 5)], p=0.5),
                 v2.RandomApply([v2.RandomChannelPermutation()], p=0.1),
-                v2.ToDtype(torch.float32, scale=True),
             ]
         )
 
     def __call__(
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
-    ) -> tuple[Float[Tensor, "3 ch cw"], Float[Tensor, "3 ch cw"]]:
+    ) -> tuple[UInt8[Tensor, "3 ch cw"], UInt8[Tensor, "3 ch cw"]]:
         (h, w), (crop_h, crop_w) = image_1.shape[-2:], self.crop
         factor = max(1.0, crop_h / h, crop_w / w)
         if factor > 1 and not self.enlarge:
