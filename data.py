@@ -170,7 +170,7 @@ class VideoFile:
             raise BadFile(f"{path}: no frame can be decoded; convert or remove it")
         stamps, coding = [pts for pts, _, _ in packets], [dts for _, _, dts in packets if dts is not None]
         frames = []
-        if None not in stamps and len({*stamps}) == len(stamps) and coding == sorted(coding):
+        if None not in (*stamps, *first) and len({*stamps}) == len(stamps) and coding == sorted(coding):
             # FFmpeg guesses them (AVFMT_NOTIMESTAMPS), or they are those of coding.
             guessed = container.format.flags & 0x80 or (stream.codec_context.has_b_frames and stamps == sorted(stamps))
             frames = [] if guessed else sorted((pts, key) for pts, key, _ in packets if pts >= first[0])
@@ -260,8 +260,8 @@ class ImageFiles(Dataset):
         left_out = counted([path.suffix.lower() or "no ending" for path in files if not is_image(path)])
         self.note = f"{root}: {self.file_count:,} images; left out: {left_out}"
         if not self.paths:
-            expected = f"expected {' '.join(IMG_EXTENSIONS)} in it or below"
-            raise FileNotFoundError(f"{root}: no images found; {expected}; left out: {left_out}")
+            endings = " ".join(IMG_EXTENSIONS)
+            raise FileNotFoundError(f"{root}: no images found; expected {endings} in it or below; left out: {left_out}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -454,13 +454,6 @@ class LabelledImages(Dataset):
 
 # ------------------------------------------------------------------------------------------------------- augmentation
 
-# OpenCV changes colour and sharpness in a fifth to a tenth of torchvision's time on a CPU, where torchvision would take
-# several times as long as decoding the image.
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)  # truncated, not rounded, as in torchvision and Pillow
-
 
 class _GaussianBlur(v2.GaussianBlur):
     """torchvision's, with a kernel cut at 4 sigma, where its weights no longer change a byte."""
@@ -473,7 +466,10 @@ class _GaussianBlur(v2.GaussianBlur):
 
 
 class ColorJitter(v2.ColorJitter):
-    """torchvision's, rounded to bytes after each change as in Pillow, which the official code of VICReg uses."""
+    """torchvision's in a fifth to a tenth of its time, which would be several times that of decoding the image.
+
+    Rounded to bytes after each change as in Pillow, which the official code of VICReg uses.
+    """
 
     def transform(self, inpt: UInt8[Tensor, "*b 3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "*b 3 h w"]:
         """Changes an image, or each of a batch, by the same factors."""
@@ -485,16 +481,14 @@ class ColorJitter(v2.ColorJitter):
             factor = params[f"{name}_factor"]
             if factor is None:
                 continue
-            if name == "brightness":
-                image = cv2.LUT(image, _to_bytes(factor * values))
-            elif name == "contrast":
-                mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
-                image = cv2.LUT(image, _to_bytes(factor * values + (1 - factor) * mean))
+            if name in ("brightness", "contrast"):  # truncated, not rounded, as in torchvision and Pillow
+                mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] if name == "contrast" else 0
+                image = cv2.LUT(image, np.clip(factor * values + (1 - factor) * mean, 0, 255).astype(np.uint8))
             elif name == "saturation":
                 matrix = factor * np.eye(3) + (1 - factor) * np.tile([0.299, 0.587, 0.114], (3, 1))
                 image = cv2.transform(image, np.hstack((matrix, np.full((3, 1), -0.499))))  # OpenCV rounds
             else:
-                turned = _to_bytes((values + round(256 * factor)) % 256)
+                turned = ((values + round(256 * factor)) % 256).astype(np.uint8)
                 hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL))
                 image = cv2.cvtColor(cv2.merge((cv2.LUT(hue, turned), saturation, value)), cv2.COLOR_HSV2RGB_FULL)
         return torch.from_numpy(image).permute(2, 0, 1)
@@ -531,14 +525,9 @@ class FlowAugmentation:
 
     def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):
         self.crop, self.enlarge = tuple(crop), enlarge
-        self.change = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomVerticalFlip(0.5),
-                v2.RandomApply([ColorJitter(colour, colour, colour, colour / 5)], p=0.5),
-                v2.RandomApply([v2.RandomChannelPermutation()], p=0.1),
-            ]
-        )
+        jitter = v2.RandomApply([ColorJitter(colour, colour, colour, colour / 5)], p=0.5)
+        permute = v2.RandomApply([v2.RandomChannelPermutation()], p=0.1)
+        self.change = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5), jitter, permute])
 
     def __call__(
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]
