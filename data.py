@@ -388,8 +388,8 @@ NUMBERS = {0xFFFFFF: VOID} | {colour: number for number, colour in enumerate(pac
 def read_ids(path: Path, numbers: dict[int, int] = NUMBERS) -> UInt8[Tensor, "h w"]:
     """The numbers in an image of labels or masks: those of one channel, or `numbers` of its colours (0xRRGGBB).
 
-    The order of a palette says nothing, since programs change it. Greys that are not all in `numbers` are numbers
-    themselves. ValueError for other colours, numbers beyond 255, or a damaged image.
+    The order of a palette says nothing, since programs change it, unless two places have one colour. Greys that are not
+    all in `numbers` are numbers themselves. ValueError for other colours, numbers beyond 255, or a damaged image.
     """
     with open_image(path) as image:
         mode, packing, palette = image.mode, str(image.tile), image.getpalette() or []
@@ -399,11 +399,14 @@ def read_ids(path: Path, numbers: dict[int, int] = NUMBERS) -> UInt8[Tensor, "h 
             colours = packed(np.array([*palette, *np.arange(len(palette) // 3, 256).repeat(3)]).reshape(256, 3))
         else:
             colours, values = np.unique(packed(values), return_inverse=True)
-        if not numbers.keys() >= {*colours[np.unique(values)].tolist()}:
-            numbers = {0x010101 * n: n for n in range(256)}
-        values = np.array([numbers.get(colour, -1) for colour in colours.tolist()])[values]
-        if values.min() < 0:
-            raise ValueError(f"{path}: colours where numbers belong; save the numbers as a grey png")
+        colours, greys = colours.tolist(), {0x010101 * n: n for n in range(256)}
+        used = {place: colours[place] for place in np.unique(values).tolist()}
+        is_ramp = all(greys.get(colour) == place for place, colour in used.items())
+        if mode != "P" or not (is_ramp or any(colours.index(colour) < place for place, colour in used.items())):
+            table = next((known for known in (numbers, greys) if known.keys() >= {*used.values()}), None)
+            if table is None:
+                raise ValueError(f"{path}: colours where numbers belong; save the numbers as a grey png")
+            values = np.array([table.get(colour, 0) for colour in colours])[values]
     elif "L;2" in packing or "L;4" in packing:  # Pillow spreads them over 0 to 255
         values //= 85 if "L;2" in packing else 17
     elif values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > 255:
