@@ -574,13 +574,6 @@ def test_the_pairs_of_a_split_with_secret_flow_have_the_names_of_a_submission(na
         find_benchmark(tmp_path, "chairs", "testing")
 
 
-def test_several_benchmarks_without_a_name_or_none_at_all_are_reported_with_what_was_expected(disk, tmp_path):
-    with raises_one_line(ValueError, disk[0], "--benchmark", *helpers.FLOW_SETS):
-        find_benchmark(disk[0])
-    with raises_one_line(MissingSet, tmp_path, "no true flow", "flow_occ", "frames_cleanpass"):
-        find_benchmark(tmp_path)
-
-
 def test_a_missing_frame_is_named_and_pairs_without_both_are_left_out_with_a_note(tmp_path):
     write_benchmark(tmp_path, "middlebury")
     first, second = find_benchmark(tmp_path)[1]
