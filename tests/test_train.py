@@ -389,7 +389,7 @@ def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tm
     torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 12)
     lines = re.findall("(?m)^bad file . of at most (?:4 frames|6 images), .*", capfd.readouterr().out)
     assert all(sum(f"{name}.png: not a readable image" in x for x in lines) == 1 for name in ("images/003", "one/007"))
-    assert any("one/011.png: 40x40 px, but 010.png" in line for line in lines)
+    assert any("one, frames 010.png and 011.png" in line and "40x40 px" in line for line in lines)
     assert len(records(tmp_path / "run", "bad_file")) == records(tmp_path / "run")[-1]["bad_files"] == len(lines)
     torchrun(2, run, tmp_path / "run", *flags)
     assert "003.png" not in capfd.readouterr().out  # reported before the stop
@@ -494,7 +494,7 @@ def test_where_the_tasks_alternate_each_takes_its_own_batches_one_after_the_othe
 
     def spy(dataset, *arguments):
         for batch in make_loader(dataset, *arguments):
-            drawn.setdefault((strategy, type(dataset).__name__), []).append(float(batch[0][0].mean()))
+            drawn.setdefault((strategy, type(dataset).__name__), []).append(batch[0][0].double().mean().item())
             yield batch
 
     monkeypatch.setattr(train, "make_loader", spy)
@@ -601,8 +601,8 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
         ("--data-root nowhere", "nowhere: no such folder"),
         ("--image-dir empty", "empty: no images found"),
         ("--sets kitti", "--sets needs --data-root"),
-        ("--video-dir sizes --workers 1", "sizes/001.png: 90x90 px, but 000.png"),
-        ("--video-dir small", "200x40 px, smaller than the crop of 64x64; use a smaller --crop"),
+        ("--video-dir sizes --workers 1", "sizes, frames 000.png and 001.png: 96x80 px and 90x90 px"),
+        ("--video-dir small", "height 40 and width 200, smaller than --crop 64 64"),
         ("--image-dir sizes", "2 images, fewer than --image-batch 4"),
         ("--image-dir text --bad-files 1 --image-batch 2", "2 of 2 files cannot be used"),
         ("--strategy frozen --flow-start-epoch 0", "needs a trained encoder: give --init"),
