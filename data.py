@@ -429,7 +429,7 @@ class LabelledImages(Dataset):
 
     `files` are images and their labels. `tables` give, by the ending of the labels' names, the class of each number
     that may be stored there. `colours`, uint8 (classes, 3), are those of pictures; `notes` are for the report.
-    ValueError on reading a damaged file, labels of another size than the image, or a number that is no class.
+    BadFile on reading a damaged file, labels of another size than the image, or a number that is no class.
     """
 
     files: Sequence[tuple[Path, Path]]
@@ -439,6 +439,10 @@ class LabelledImages(Dataset):
     notes: Sequence[str] = ()
 
     def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def file_count(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
@@ -451,7 +455,7 @@ class LabelledImages(Dataset):
         table[list(classes)] = torch.tensor(list(classes.values()))
         labels = table[ids.long()]
         if (labels < 0).any():
-            raise ValueError(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")
+            raise BadFile(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")
         return load_labelled(path, ids), labels
 
 

@@ -42,8 +42,9 @@ from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mi
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of MovingShapes is as long as the paper's: one pass over ImageNet."""
-Pair = tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]  # a batch of two frames, or of two views
-Batch = tuple[Pair | None, Pair | None]  # video pairs, views of images; None for a task that does not learn in a step
+Frames = tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]  # video pairs
+Views = tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 3 s s"]]  # two views of images
+Batch = tuple[Frames | None, Views | None]  # None for a task that does not learn in a step
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def make_plan(config: Config, videos: "Source | None", images: "Source | None") 
     return Plan(config.task, config.strategy, per_epoch, end, flow_start, *warmup_steps)
 
 
-def learning_rate_factor(config: Config, epoch: float) -> float:
+def learning_rate_factor(config: Config, epoch: int | float) -> float:
     """A linear warm-up, then a cosine to 0 at the last epoch."""
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
@@ -258,7 +259,9 @@ def allowed_bad_files(config: Config, source: Source) -> int:
     return int(config.bad_files * getattr(source.data, "file_count", 0))
 
 
-def batches(config: Config, source: Source, first: int, device: torch.device) -> Iterator[tuple[Pair, list[Report]]]:
+def batches(
+    config: Config, source: Source | None, first: int, device: torch.device
+) -> Iterator[tuple[Frames | Views, list[Report]]]:
     """This process's share of the batches of a task from its `first` step on, and the bad files met on the way."""
     stream = Stream(config.seed, processes.rank(), processes.world_size(), first)
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)

@@ -4,8 +4,7 @@
 
 For each video set in DATA, and for ImageNet: items per second of the loader of train.py (one worker, which here is this
 process, on one thread), with the augmentation and without, and of Pillow decoding the same files to RGB. The three take
-turns, ten times over the same items; the table has the medians. Films are decoded by OpenCV, the frames of one pair
-after the other, at places all over the film.
+turns, ten times over the same items; the table has the medians.
 """
 
 import argparse
@@ -39,14 +38,6 @@ def decode_images(paths: list[Path]) -> None:
     for path in paths:
         with Image.open(path) as image:
             image.convert("RGB")
-
-
-def decode_video(path: Path, frames: list[int]) -> None:
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    for frame in frames:
-        if video.get(cv2.CAP_PROP_POS_FRAMES) != frame:
-            video.set(cv2.CAP_PROP_POS_FRAMES, frame)
-        video.read()
 
 
 def every_nth(items: list, count: int) -> list:
@@ -87,10 +78,10 @@ def main() -> None:
             pairs = FramePairs(found.clips)
             pairs.pairs = every_nth(pairs.pairs, arguments.items)
             frames = [pairs.clips[number].frames[place] for number, *places in pairs.pairs for place in places]
-            is_film = isinstance(found.clips[0].frames, range)
-            decode = partial(decode_video, found.clips[0].path, frames) if is_film else partial(decode_images, frames)
             augmentation = FlowAugmentation(arguments.crop, enlarge=True)
-            rows[name] = measure(decode, pairs, augmentation, arguments.repeats) | {"unit": "pair"}
+            rows[name] = measure(partial(decode_images, frames), pairs, augmentation, arguments.repeats) | {
+                "unit": "pair"
+            }
     try:
         images = ImageNet(arguments.data_root)
     except FileNotFoundError as error:

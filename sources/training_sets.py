@@ -216,4 +216,9 @@ def main(data_root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m sources.training_sets DATA")
+    try:
+        main(Path(sys.argv[1]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
