@@ -126,10 +126,19 @@ def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), flags)[..., ::-1]
 
 
+@lru_cache(maxsize=16)
+def _alike(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by their names without digits."""
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        groups.setdefault(re.sub(r"\d", "", path.name), []).append(path)
+    return groups
+
+
 @lru_cache(maxsize=256)
 def _shift(name: str, folder: Path) -> int:
     """By how many bits, so that images fit into 8: 20 are looked at of those that have this name without its digits."""
-    paths, most = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name), 0
+    paths, most = _alike(folder)[name], 0
     for path in paths[:: len(paths) // 20 + 1]:
         with suppress(Exception):  # a damaged one
             most = max(most, _values_of_16_bits(path).max())
@@ -138,8 +147,10 @@ def _shift(name: str, folder: Path) -> int:
 
 def _open_video(path: Path) -> tuple[Any, Any]:
     """FFmpeg's container of a video file, and the video in it. BadFile, with the reason, if there is none."""
-    import av  # here, so that all else runs without it
-
+    try:
+        import av  # here, so that all else runs without it
+    except ImportError as error:
+        raise ValueError(f"{path}: videos are read by PyAV: pip install av") from error
     try:
         container = av.open(f"file:{path}", metadata_errors="replace")  # "file:": a colon in the name is no protocol
     except av.error.FFmpegError as error:
@@ -160,6 +171,7 @@ class VideoFile:
 
     def __init__(self, path: Path):
         self.path, self.stamps, packets, (container, stream) = path, (), [], _open_video(path)
+        self.rate = stream.average_rate  # frames per second, a Fraction; None where the file does not say
         with suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard and not packet.is_corrupt:
@@ -449,7 +461,7 @@ class LabelledImages(Dataset):
         path, labels_path = self.files[index]
         classes = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
         colours = packed(self.colours).tolist()
-        numbers = {colours[c]: number for number, c in classes.items() if c != VOID}
+        numbers = {colours[c]: number for number, c in classes.items() if c != VOID and colours.count(colours[c]) == 1}
         ids = read_ids(labels_path, {0: VOID, 0xE0E0C0: VOID} | numbers)  # void is black, or in VOC ivory
         table = torch.full((256,), -1)
         table[list(classes)] = torch.tensor(list(classes.values()))

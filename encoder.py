@@ -23,18 +23,17 @@ import torchvision.models
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
-from torchvision.transforms.v2.functional import to_image
 
 Images = Tensor | np.ndarray | PIL.Image.Image | str | Path
 """What the calls for users take; see `as_batch`."""
 
 
-def as_batch(images: Images, device: torch.device | str = "cpu") -> Float[Tensor, "b 3 h w"]:
-    """RGB images in [0, 1] on the device, from what people have.
+def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h w"]:
+    """RGB images in [0, 1], on the device and in the precision of `like`, from what people have.
 
     Args:
         images: a tensor (b, 3, h, w) or (3, h, w), float in [0, 1] or uint8; a NumPy array (h, w, 3) of the same; a PIL
-            image; or the path of an image file.
+            image of 8 bits; or the path of an image file.
 
     Raises:
         ValueError: it is none of these.
@@ -43,20 +42,24 @@ def as_batch(images: Images, device: torch.device | str = "cpu") -> Float[Tensor
     if isinstance(images, str | Path):
         images = PIL.ImageOps.exif_transpose(PIL.Image.open(images))
     if isinstance(images, PIL.Image.Image):
-        images = images.convert("RGB")
-    x = images if isinstance(images, Tensor) else to_image(images).as_subclass(Tensor)
-    x = x[None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.shape[1] != 3 or not (x.is_floating_point() or x.dtype == torch.uint8):
-        raise ValueError(
-            f"images are (b, 3, h, w) or (3, h, w), floats in [0, 1] or uint8, not {x.dtype} of shape {tuple(x.shape)}"
-        )
-    x = x.to(device)
+        if images.mode[0] in "IF":
+            raise ValueError(
+                f"an image of mode {images.mode}, 16 or 32 bits: scale it to [0, 1] and give it as an array"
+            )
+        images = np.array(images.convert("RGB"))
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        images = torch.from_numpy(np.ascontiguousarray(images)).permute(2, 0, 1)
+    if not isinstance(images, Tensor) or images.ndim not in (3, 4) or images.shape[-3] != 3:
+        seen = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}"
+        raise ValueError(f"{seen}: images are tensors (b, 3, h, w) or (3, h, w), arrays (h, w, 3), PIL images or paths")
+    x = images if images.ndim == 4 else images[None]
     if x.dtype == torch.uint8:
-        return x / 255
+        return x.to(like.device).to(like.dtype) / 255
     # A little more for images that were resized by a method that overshoots.
-    if not torch.compiler.is_exporting() and x.numel() and not (x.min() >= -0.5 and x.max() <= 1.5):
-        raise ValueError(f"float images lie in [0, 1], not in [{x.min():g}, {x.max():g}]: divide them by 255?")
-    return x
+    inside = torch.compiler.is_exporting() or not x.numel() or (x.min() >= -0.5 and x.max() <= 1.5)
+    if not x.is_floating_point() or not inside:
+        raise ValueError(f"images are uint8, or floats in [0, 1], not {x.dtype} in [{x.min():g}, {x.max():g}]")
+    return x.to(like.dtype).to(like.device)
 
 
 def _pad_to_even(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:

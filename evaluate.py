@@ -42,7 +42,7 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader
+from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader, size_text
 from encoder import torchvision_name
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
@@ -250,6 +250,8 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
 def feature_method(config: Config, stride: int) -> tuple[FeatureMethod, Config]:
     """The features of --model at one stride, or "colour", the mean colour of each cell; the rest as `open_model`."""
     if config.model == "colour":
+        if stride not in (1, 2, 4, 8, 16, 32, 64):
+            raise ValueError(f"--stride {stride}: choose 1, 2, 4, 8, 16, 32 or 64")
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (mcjepa.IMAGENET_MEAN, mcjepa.IMAGENET_STD))
         return lambda image: F.avg_pool2d((image - mean) / std, stride)[0], config
     model, config = open_model(config)
@@ -336,11 +338,7 @@ def open_clip(path: Path, max_frames: int | None) -> tuple[VideoPairs, int, Frac
     pairs, rate = VideoPairs(path), Fraction(25)
     if len(pairs.clips) > 1:
         raise ValueError(f"{path}: holds {len(pairs.clips)} clips; name one of them")
-    if path.is_file():
-        import av
-
-        with av.open(f"file:{path}") as video:
-            rate = video.streams.video[0].average_rate or rate
+    rate = getattr(pairs.clips[0].frames, "rate", None) or rate  # that of a video file
     return pairs, max(min(len(pairs) + 1, max_frames or sys.maxsize), 2), rate
 
 
@@ -450,6 +448,8 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         raise ValueError("--benchmark needs --data-root: give that too")
     if testing and not (config.data_root and config.export):
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
+    if config.export and not (config.data_root or config.video):
+        raise ValueError("--export needs --data-root or --video; two --images write flow.flo anyway")
     if config.occlusion and not (config.export or config.images):
         raise ValueError("--occlusion writes its pictures beside the flow: give --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
@@ -625,8 +625,13 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
     name = "_".join(filter(None, (config.video.stem, "flow", method_name(config.model), config.resize)))
     label, count, notes = next(iter(methods)), frames - 1, []
 
+    sizes = []
+
     def measure(index: int) -> tuple[FlowPair, dict[str, Float[Tensor, "1 2 h w"]]]:
         frame, following = (image[None].float() / 255 for image in clip[index])
+        sizes.append(frame.shape)
+        if frame.shape != sizes[0]:
+            raise ValueError(f"{config.video}, frame {index}: {size_text(frame)}, unlike the first")
         pair = FlowPair(f"{index:05d}", name, frame, following, None, {})
         return pair, measure_pair(pair, methods)[0]
 
@@ -644,7 +649,7 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
                 path, method = config.export / f"{pair.name}.flo", methods[label] if config.occlusion else None
                 export_flow(path, pair, flows[label], method)
     report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
-    print(f"flow of {count} frames: {config.output_dir / name}.mp4")
+    print(f"flow of {count - len(notes)} frames: {config.output_dir / name}.mp4")
     return report
 
 
@@ -1082,7 +1087,7 @@ def principal_colours(samples: list[Float[Tensor, "d _ _"]]) -> Callable[[Tensor
     """
     cells = torch.cat([sample.flatten(1) for sample in samples], dim=1)
     mean = cells.mean(dim=1, keepdim=True)
-    basis = torch.linalg.eigh(torch.cov(cells)).eigenvectors[:, -3:].flip(1).T
+    basis = torch.linalg.eigh(torch.cov(cells, correction=0)).eigenvectors[:, -3:].flip(1).T
     basis = basis * basis.sum(dim=1, keepdim=True).sign()  # otherwise arbitrary
     low, high = torch.from_numpy(np.quantile((basis @ (cells - mean)).numpy(), (0.01, 0.99), axis=1)).float()
 

@@ -17,8 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from encoder import (
@@ -74,7 +73,9 @@ class LossConfig:
     """Eq. 4, on the flow divided by min(h, w) (second-hand: 75, ARFlow's for KITTI; its function halves the sum at
     order 2 and quarters it at order 1, so that its 75 is our 37.5 or 18.75; see `losses.smoothness_loss`)."""
     smoothness_order: Literal[1, 2] = 2  # Which differences of the flow Eq. 4 takes (paper: 1; field, ARFlow: 2).
-    charbonnier: float = 0.0  # If not 0, Eq. 4 has sqrt(x^2 + this^2) in place of |x| (paper: 0; field, UFlow: 0.001).
+    charbonnier: float = (
+        0.0  # If not 0, Eq. 4 has sqrt(x^2 + this^2) in place of |x| (paper: 0; field, UFlow, in pixels: 0.001).
+    )
     edge_weight: float = 10.0  # lambda of Eq. 4 (field, ARFlow: 10).
     cycle: float = 0.2  # Eq. 5 (second-hand: 0.2).
     level_flow: Literal["entering", "leaving"] = "entering"
@@ -218,7 +219,7 @@ class MCJEPA(nn.Module):
 
     def encode(self, images: Images) -> list[Float[Tensor, "b _ _ _"]]:
         """The feature pyramid of images, coarsest first, in float32; see `as_batch` for what may be given."""
-        return self._encode(as_batch(images, self.mean.device))
+        return self._encode(as_batch(images, self.mean))
 
     def _encode(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         return [at_least_float32(features) for features in self.encoder((images - self.mean) / self.std)]
@@ -235,7 +236,7 @@ class MCJEPA(nn.Module):
         """
         if self.estimator is None:
             raise ValueError("this model was trained with --task vicreg: it has no flow estimator")
-        image_1, image_2 = (as_batch(image, self.mean.device) for image in (image_1, image_2))
+        image_1, image_2 = (as_batch(image, self.mean) for image in (image_1, image_2))
         if image_1.shape != image_2.shape:
             raise ValueError(f"the two images must have one size, got {tuple(image_1.shape)}, {tuple(image_2.shape)}")
         h, w = image_1.shape[2:]
@@ -423,9 +424,9 @@ def load_weights(path: str | Path) -> dict:
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
     try:
         if Path(path).suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                notes, model = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return {"model": model, "config": json.loads(notes["config"]), "step": int(notes["step"])}
+            content = Path(path).read_bytes()
+            notes = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            return {"model": load(content), "config": json.loads(notes["config"]), "step": int(notes["step"])}
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not look at the checksums
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)

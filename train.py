@@ -7,9 +7,9 @@
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
 The first word may name a preset (paper, pocket) or the config.json of a run; every flag overrides it. A run writes to
---output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, config.json, environment.json, metrics.jsonl,
-tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step, with a checkpoint; the same
-command continues it from there, exactly.
+--output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end), config.json,
+environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step,
+with a checkpoint; the same command continues it from there, exactly.
 """
 
 import math
@@ -402,12 +402,9 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     """The model as it is trained: in DDP if there are several processes, compiled with --compile."""
     module: nn.Module = model
     if dist.is_initialized():
-        device_ids = [device.index] if device.type == "cuda" else None
         alternates = config.strategy.startswith("alternate")
         # Gradients are views of the buckets: otherwise they are there twice.
-        module = DistributedDataParallel(
-            model, device_ids, find_unused_parameters=alternates, gradient_as_bucket_view=True
-        )
+        module = DistributedDataParallel(model, find_unused_parameters=alternates, gradient_as_bucket_view=True)
         module.broadcast_buffers = (
             False  # batch norm's averages are alike, as its statistics are those of all processes
         )
@@ -488,7 +485,10 @@ def validate(run: Run, log: Log, step: int) -> float:
 
 
 def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> None:
-    """Writes checkpoint.pt: all that `open_run` and `mcjepa.load_model` need."""
+    """Writes checkpoint.pt: all that `open_run` and `mcjepa.load_model` need; before the last, model.safetensors."""
+    if step == run.plan.end:
+        with checkpoint.replacing(run.config.output_dir / "model.safetensors") as path:
+            save_weights(run.model, path, run.settings, step)
     state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "best": best}
     state |= {"config": run.settings, "faults": faults.state()}
     checkpoint.save_checkpoint(run.config.output_dir / "checkpoint.pt", state, improved)
@@ -550,7 +550,8 @@ def train(config: Config) -> None:
                 error = validate(run, log, done)
                 improved, best = error < best, min(best, error)
             elif epoch_ends and run.videos:
-                log.say(f"epoch {done // plan.per_epoch}: flow starts in epoch {plan.flow_start // plan.per_epoch + 1}")
+                epoch, first = math.ceil(done / plan.per_epoch), plan.flow_start // plan.per_epoch + 1
+                log.say(f"epoch {epoch}: flow starts in epoch {first}")
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
             if stop:
@@ -559,11 +560,11 @@ def train(config: Config) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     if done == plan.end:
-        if main:
-            with checkpoint.replacing(config.output_dir / "model.safetensors") as path:
-                save_weights(run.model, path, run.settings, done)
         command = f"python evaluate.py {'flow' if run.videos else 'segmentation'}"
-        clip = f" --video {config.video_dir}" if run.videos and config.video_dir else ""
+        clips = (
+            [clip.path for clip in run.videos.data.clips if not clip.fault] if run.videos and config.video_dir else []
+        )
+        clip = f" --video {clips[0]}" if clips else ""
         processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}{clip}")
 
 

@@ -95,6 +95,8 @@ def read_config(path: Path, kind: type) -> Any:
 
     def build(kind: type, tree: dict) -> Any:
         hints, values = get_type_hints(kind), {}
+        if hints.keys() != tree.keys():
+            raise ValueError(f"fields that differ: {', '.join(sorted(hints.keys() ^ tree.keys()))}")
         for name, value in tree.items():
             if is_dataclass(hints[name]):
                 value = build(hints[name], value)

@@ -35,7 +35,9 @@ def own_device() -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = False
     if not torch.cuda.is_available():
-        return torch.device("mps" if torch.backends.mps.is_available() and world_size() == 1 else "cpu")
+        return torch.device(
+            "mps" if torch.backends.mps.is_available() and torch.__version__ >= (2, 14) and world_size() == 1 else "cpu"
+        )
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise ValueError(f"more processes than GPUs: set --nproc_per_node to {torch.cuda.device_count()} at most")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

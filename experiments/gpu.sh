@@ -10,5 +10,5 @@ if ls .whl/*.whl > /dev/null 2>&1; then
   export PYTHONPATH=$PWD/runs/site
 fi
 export PYTHONUNBUFFERED=1
-python3 experiments/gpu_smoke.py runs/smoke ${DEVICE:+--device "$DEVICE"} ${1:+--only "$@"} 2> "$out/errors.txt" || true
-cp runs/smoke/smoke.jsonl "$out/"
+trap 'cp runs/smoke/smoke.jsonl "$out/"' EXIT
+python3 experiments/gpu_smoke.py runs/smoke ${DEVICE:+--device "$DEVICE"} ${1:+--only "$@"} 2> "$out/errors.txt"

@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ import encoder as encoder_module  # noqa: E402
 import mcjepa as mcjepa_module  # noqa: E402
 from engine.faults import one_line  # noqa: E402
 from engine.log import environment  # noqa: E402
+from engine.processes import own_device  # noqa: E402
 from mcjepa import ModelConfig  # noqa: E402
 from train import (  # noqa: E402
     PRESETS,
@@ -143,6 +145,8 @@ def step(device: torch.device, out: Path) -> dict:
 
 def synchronisations(device: torch.device, out: Path) -> dict:
     """How often a step waits for the GPU, and where."""
+    if device.type != "cuda":
+        return {"count": "only a GPU tells"}
     run, module = make_run(recipe_config(device), device)
     batch = fixed_batch(run.config, device)
     timed_steps(run, module, batch, 2)
@@ -215,7 +219,7 @@ def precisions(device: torch.device, out: Path) -> dict:
         cosines = {part: torch.cosine_similarity(g, expected[part], dim=0).item() for part, g in parts.items()}
         worst = max(differences, key=differences.get)
         result[name] = {"largest difference of a loss": [worst, f"{differences[worst]:.1e}"], "cosine": cosines}
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return result
 
 
@@ -381,7 +385,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--device", type=torch.device, default="cuda:0" if ON_GPU else "cpu")
     arguments = parser.parse_args()
+    for name in ("recipe", "whole", "parts", "moved", "pocket"):  # runs of before would be continued
+        shutil.rmtree(arguments.out / name, ignore_errors=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    own_device()  # float32 without TF32, as train.py has it
     results, failed = arguments.out / "smoke.jsonl", []
     parts = {"environment": lambda device, _: environment(device)} | {name: PARTS[name] for name in arguments.only}
     for name, part in parts.items():

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from helpers import close, normal, uniform
 from torch.nn.parallel import DistributedDataParallel
 
+import encoder
 import mcjepa
 from flow import resize_flow, warp
 from losses import covariance_loss, reconstruction_loss, smoothness_loss, variance_covariance_loss, variance_loss
@@ -288,31 +290,40 @@ def test_estimate_flow_takes_images_of_any_size_and_each_pair_by_itself(size):
 
 
 def test_the_calls_for_users_take_paths_pictures_arrays_and_tensors(tmp_path):
-    model, bytes_1, bytes_2 = small_model().float().eval(), *(uniform(2, 2, 3, 33, 40) * 255).byte()
-    floats = [image[None] / 255 for image in (bytes_1, bytes_2)]
+    model, (bytes_1, bytes_2) = small_model().float().eval(), (uniform(2, 2, 3, 33, 40) * 255).byte()
+    floats = [image[None].float() / 255 for image in (bytes_1, bytes_2)]
     expected, pyramid = model.estimate_flow(*floats), model.encode(floats[0])
     arrays = [image.permute(1, 2, 0).numpy() for image in (bytes_1, bytes_2)]
+    from_opencv = [np.ascontiguousarray(array[..., ::-1])[..., ::-1] for array in arrays]  # its strides are negative
     pictures = [PIL.Image.fromarray(array) for array in arrays]
     paths = [tmp_path / f"{number}.png" for number in range(2)]
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
-    for images in (
-        [bytes_1, bytes_2],
-        [bytes_1[None], bytes_2[None]],
-        arrays,
-        pictures,
-        paths,
-        [str(p) for p in paths],
-    ):
+    same = [[bytes_1, bytes_2], [bytes_1[None], bytes_2[None]], [bytes_1.double() / 255, bytes_2.double() / 255]]
+    same += [arrays, [array / 255 for array in arrays], from_opencv, pictures, paths, [*map(str, paths)]]
+    for images in same:
         torch.testing.assert_close(model.estimate_flow(*images), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(model.encode(images[0]), pyramid, rtol=0, atol=1e-4)
 
 
 def test_what_is_no_image_in_0_to_1_is_refused(tmp_path):
-    x = uniform(0, 3, 8, 8)
-    for images in (255 * x, x.permute(1, 2, 0), x * math.nan, x.int()):
-        with pytest.raises(ValueError, match=r"images (are|lie)"):
-            small_model().encode(images)
+    x, grey_16 = uniform(0, 3, 8, 8), PIL.Image.fromarray(np.full((8, 8), 3000, np.uint16))
+    grey_16.save(tmp_path / "16.png")
+    as_batch = getattr(encoder.as_batch, "__wrapped__", encoder.as_batch)  # as for users, who run without checks
+    wrong = [
+        255 * x,
+        x.permute(1, 2, 0),
+        x * math.nan,
+        x.int(),
+        x[0],
+        None,
+        [x],
+        np.ones((2, 8, 8, 3)),
+        np.ones((8, 8)),
+    ]
+    for images in (*wrong, grey_16, tmp_path / "16.png"):
+        with pytest.raises(ValueError, match=r"images are|16 or 32 bits"):
+            as_batch(images, torch.ones(1))
     with pytest.raises(FileNotFoundError, match="none.png"):
         small_model().encode(tmp_path / "none.png")
 
@@ -359,7 +370,8 @@ def test_a_missing_damaged_or_foreign_checkpoint_and_one_that_would_run_code_giv
     one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]  # only the checksums show it
     for name, content in {"cut": whole[:1000], "bit": one_bit, "text": b"not a checkpoint"}.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
-    (tmp_path / "cut.safetensors").write_bytes(whole[:1000])
+    mcjepa.save_weights(small_model(), tmp_path / "cut.safetensors", {}, 0)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"^\S*cut.safetensors: not a checkpoint.*$"):
         load_checkpoint(tmp_path / "cut.safetensors")
     for name in ("foreign", "code", "cut", "bit", "text"):
