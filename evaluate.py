@@ -43,13 +43,21 @@ from tqdm import tqdm
 
 import mcjepa
 from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader, size_text
-from encoder import torchvision_name
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
 from flow import forward_backward_mask, resize_flow, warp
-from mcjepa import MCJEPA, EncoderName, ModelConfig, load_checkpoint, load_model, load_weights, pad_to_multiple
+from mcjepa import (
+    MCJEPA,
+    EncoderName,
+    ModelConfig,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    pad_to_multiple,
+    torchvision_name,
+)
 from sources import flow_benchmarks, label_sets
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import ObjectVideo

@@ -29,6 +29,7 @@ from encoder import (
     gather,
     several_processes,
     sum_over_processes,
+    torchvision_name,  # noqa: F401 (evaluate.py knows encoders through this module)
 )
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (

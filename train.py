@@ -503,6 +503,16 @@ def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: 
     return line | {"skipped_steps": faults.skipped, "bad_files": sum(map(len, faults.bad_files.values()))}
 
 
+def command_to_measure(run: Run) -> str:
+    """The evaluation that fits a run; of its own clips, the first."""
+    command = "flow" if run.videos else "segmentation"
+    clips = (
+        [clip.path for clip in run.videos.data.clips if not clip.fault] if run.config.video_dir and run.videos else []
+    )
+    own = f" --video {clips[0]}" if clips else ""
+    return f"python evaluate.py {command} --model {run.config.output_dir / 'checkpoint.pt'}{own}"
+
+
 def train(config: Config) -> None:
     """One run, from the data to the last checkpoint; it continues from the checkpoint in --output-dir."""
     check(config)
@@ -560,12 +570,7 @@ def train(config: Config) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     if done == plan.end:
-        command = f"python evaluate.py {'flow' if run.videos else 'segmentation'}"
-        clips = (
-            [clip.path for clip in run.videos.data.clips if not clip.fault] if run.videos and config.video_dir else []
-        )
-        clip = f" --video {clips[0]}" if clips else ""
-        processes.print_once(f"done. Measure it: {command} --model {config.output_dir / 'checkpoint.pt'}{clip}")
+        processes.print_once(f"done. Measure it: {command_to_measure(run)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs the Python packages that a GPU machine without a network may lack into .whl/ (git ignores it), for gpu.sh and
-# gpu_benchmarks.sh. Usage, on a machine with a network: bash experiments/gpu_pack.sh
+# Packs the Python packages that a GPU machine without a network may lack into .whl/ (git ignores it), for gpu.sh.
+# Usage, on a machine with a network: bash experiments/gpu_pack.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf .whl
