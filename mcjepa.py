@@ -236,7 +236,7 @@ class MCJEPA(nn.Module):
             ValueError: the two differ in size, or are no images, or the model was trained for content only.
         """
         if self.estimator is None:
-            raise ValueError("this model was trained with --task vicreg: it has no flow estimator")
+            raise ValueError("this model has no flow estimator: it was trained with --task vicreg, or by others")
         image_1, image_2 = (as_batch(image, self.mean) for image in (image_1, image_2))
         if image_1.shape != image_2.shape:
             raise ValueError(f"the two images must have one size, got {tuple(image_1.shape)}, {tuple(image_2.shape)}")
@@ -433,6 +433,7 @@ def load_weights(path: str | Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "no file of tensors" if "weights_only" in reason else reason  # torch's advice would run its code
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
