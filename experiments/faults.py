@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from data import load_image, read_ids  # noqa: E402
+from data import PALETTE, load_image, read_ids  # noqa: E402
 from mcjepa import load_checkpoint, load_model  # noqa: E402
 from sources.flow_benchmarks import read_flow, write_flow  # noqa: E402
 
@@ -394,7 +394,9 @@ def fuzz(base: Path, count: int) -> Iterator[Row]:
     for name in ("flow.flo", "flow.png"):
         write_flow(folder / name, torch.from_numpy(flow[..., :2]).permute(2, 0, 1)[None])
     (folder / "flow.pfm").write_bytes(b"PF\n16 12\n-1.0\n" + flow.tobytes())
-    Image.fromarray(picture).quantize(4).save(folder / "labels.png")
+    labels = Image.fromarray(picture[..., 0] // 64)
+    labels.putpalette(PALETTE.tobytes())
+    labels.save(folder / "labels.png")
     shutil.copy(undisturbed(base) / "checkpoint.pt", folder)
     readers = {"image": load_image, "flow": read_flow, "labels": read_ids, "checkpoint": load_model}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
