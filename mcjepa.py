@@ -53,9 +53,9 @@ class ModelConfig:
     estimator_factor: float = 2.0  # Scales the widths of the flow estimator (paper, Table 3: 2, with 8M parameters).
     estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"
     """Inside the estimator (paper, Table 3: layer)."""
-    correlation_radius: int = 4  # How far the correlation looks, in pixels of a level (field; the paper: all pairs).
+    correlation_radius: int = 4  # How far the correlation looks, in pixels of a level (field: 4; paper: all).
     estimator_unit: float = 16.0
-    """What an output of 1 of the estimator means at every level, in pixels of the image (ours; PWC-Net: 20)."""
+    """What an output of 1 of the estimator means at every level, in pixels of the image (ours: 16; PWC-Net: 20)."""
     flow_clip: float = 128.0  # The largest flow in x and y, in pixels of the image (ours: 128).
     expander: tuple[int, ...] = (8192, 8192, 8192)
     """Widths of the expander (field, VICReg's official code: 8192 8192 8192)."""

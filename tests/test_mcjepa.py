@@ -60,20 +60,23 @@ def test_either_batch_may_be_absent_but_not_both():
 
 @pytest.mark.parametrize("level_flow", ["entering", "leaving"])
 def test_the_flow_terms_are_eqs_2_to_5_in_both_directions_eqs_2_and_5_over_all_levels(level_flow, monkeypatch):
-    model, images = small_model(level_flow=level_flow, smoothness_order=1), pairs(1)
-    flows = [2 * normal(side, 2, 2, side, side) for side in (1, 2, 4, 8, 16)]  # from 1 to 2, and from 2 to 1
+    model, images = (
+        small_model(level_flow=level_flow, smoothness_order=1),
+        pairs(1, 128, 128),
+    )  # the coarsest level has 2 x 2 cells
+    flows = [2 * normal(side, 2, 2, side, side) for side in (2, 4, 8, 16, 32)]  # from 1 to 2, and from 2 to 1
     monkeypatch.setattr(mcjepa, "estimate_flow_pyramid", lambda *_: flows)
     terms = model(video=images, masks=False).unweighted
-    full, finest = resize_flow(flows[-1], (64, 64)), resize_flow(flows[-1], (32, 32))
+    full, finest = resize_flow(flows[-1], (128, 128)), resize_flow(flows[-1], (64, 64))
     # The flow that enters a level is that of the coarser one, and there is none before the coarsest.
-    entering = [torch.zeros(2, 2, 1, 1), *(resize_flow(flow, (2 * flow.shape[2],) * 2) for flow in flows)]
+    entering = [torch.zeros(2, 2, 2, 2), *(resize_flow(flow, (2 * flow.shape[2],) * 2) for flow in flows)]
     level_flows = entering if level_flow == "entering" else [*flows, finest]
     pyramids = [model.encode(image) for image in images]
     expected = dict.fromkeys(FLOW_TERMS[:4], 0.0)
     for one, other in ((0, 1), (1, 0)):
         warped = warp(images[other], full[[one]])
         expected["reconstruction"] += reconstruction_loss(images[one], warped) / 2
-        expected["smoothness"] += smoothness_loss(full[[one]] / 64, images[one]) / 2
+        expected["smoothness"] += smoothness_loss(full[[one]] / 128, images[one]) / 2
         for x, y, flow in zip(pyramids[one], pyramids[other], level_flows, strict=True):
             there, back = flow[[one]].double(), flow[[other]].double()
             expected["regression"] += F.mse_loss(x, warp(y, there)) / 2
