@@ -370,6 +370,9 @@ def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_pa
     assert torch.equal(one_labelled(tmp_path, ids, table, mode="RGB")[0][1], one_labelled(tmp_path, ids, table)[0][1])
     with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
         one_labelled(tmp_path, ids, table, mode="RGB", colours=data.PALETTE[2:])[0]  # those of another set
+    with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
+        two_alike = data.PALETTE[[1, 1]]  # as two classes of ADE20K
+        one_labelled(tmp_path, random_ids(0, [1]), table, mode="RGB", colours=two_alike)[0]
     with raises_one_line(ValueError, f"{tmp_path / 'image.png'}: 15x12 px, but its labels are 16x12 px"):
         one_labelled(tmp_path, ids, table, (12, 15))[0]
     with raises_one_line(ValueError, f"{labels}: holds 255, which is no class"):

@@ -590,6 +590,11 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
     for name, preset in train.PRESETS.items():
         checkpoint.write_json(tmp_path / "config.json", checkpoint.as_json(preset))
         assert train.parse([str(tmp_path / "config.json")]) == train.parse([name]) == preset
+    older = checkpoint.as_json(train.Config())
+    del older["loss"]["level_flow"]  # today's default might not be what that run had
+    checkpoint.write_json(tmp_path / "config.json", older)
+    with pytest.raises(ValueError, match="config.json: not the config.json of a run of this version .*level_flow"):
+        train.parse([str(tmp_path / "config.json")])
     assert train.parse(["--flow-start-epoch", "10"]) == train.Config() == train.PRESETS["paper"]
     assert (train.Config().epochs, train.Config().model.encoder) == (100, "convnext_tiny")
 
