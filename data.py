@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS, is_image_file
 from torchvision.transforms import v2
@@ -516,17 +516,19 @@ class ColorJitter(v2.ColorJitter):
 class TwoViews:
     """VICReg's two random views of a uint8 (3, h, w) RGB image, uint8 (3, size, size).
 
-    The probabilities are those of the official code (its augmentations.py).
+    The probabilities are those of the official code (its augmentations.py). Crops have `smallest_crop` to all of the
+    image's area. Views below 96 px are not blurred: it would take the texture with it.
     """
 
-    def __init__(self, size: int = 224):
+    def __init__(self, size: int = 224, smallest_crop: float = 0.08):
+        bicubic = v2.InterpolationMode.BICUBIC
         shared = [
-            v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(size, (smallest_crop, 1.0), interpolation=bicubic, antialias=True),
             v2.RandomHorizontalFlip(0.5),
             v2.RandomApply([ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
             v2.RandomGrayscale(0.2),
         ]
-        blur = [_GaussianBlur(max(size // 10 | 1, 3), sigma=(0.1, 2.0))]  # 23 at 224
+        blur = [_GaussianBlur(size // 10 | 1, sigma=(0.1, 2.0))] if size >= 96 else [nn.Identity()]  # 23 at 224
         self.view_1 = v2.Compose([*shared, v2.RandomApply(blur, p=1.0), v2.RandomSolarize(threshold=128, p=0.0)])
         self.view_2 = v2.Compose([*shared, v2.RandomApply(blur, p=0.1), v2.RandomSolarize(threshold=128, p=0.2)])
 

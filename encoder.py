@@ -10,6 +10,8 @@ ceil(h / s) x ceil(w / s).
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,7 @@ import torchvision.models
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.resnet import BasicBlock
 
 Images = Tensor | np.ndarray | PIL.Image.Image | str | Path
 """What the calls for users take; see `as_batch`."""
@@ -160,6 +163,39 @@ class ResNetPyramid(nn.Module):
         self.body.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 
+class SmallResNetPyramid(nn.Module):
+    """A narrow ResNet with 5 levels: strides 32 ... 2, channels 512 ... 32; for images and budgets too small for the rest.
+
+    torchvision's basic blocks, `blocks` in each of four stages of stride 2, after a 3 x 3 convolution of stride 2 in the
+    place of ResNet's 7 x 7 and max-pooling, which would leave little of an image of 48 px. One block a stage has 4.9M
+    parameters, two 11.1M.
+    """
+
+    channels = (512, 256, 128, 64, 32)
+    strides = (32, 16, 8, 4, 2)
+
+    def __init__(self, blocks: int = 1) -> None:
+        super().__init__()
+        stem, *_ = widths = self.channels[::-1]
+        self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, 2, 1, bias=False), SyncBatchNorm(stem), nn.ReLU())
+        self.stages = nn.ModuleList()
+        for n_in, n_out in pairwise(widths):
+            shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, 2, bias=False), SyncBatchNorm(n_out))
+            first = BasicBlock(n_in, n_out, 2, shortcut, norm_layer=SyncBatchNorm)
+            others = (BasicBlock(n_out, n_out, norm_layer=SyncBatchNorm) for _ in range(blocks - 1))
+            self.stages.append(nn.Sequential(first, *others))
+        for layer in self.modules():  # as torchvision starts its ResNets
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Normalised images of any size to 5 feature maps, coarsest first."""
+        levels = [self.stem(images)]
+        for stage in self.stages:
+            levels.append(stage(levels[-1]))
+        return levels[::-1]
+
+
 class PWCPyramid(nn.Module):
     """The feature extractor of PWC-Net (Sun et al., 2018), 6 levels: strides 64 ... 2, channels 196 ... 16.
 
@@ -191,7 +227,13 @@ class PWCPyramid(nn.Module):
         return levels[::-1]
 
 
-ENCODERS = {"convnext_tiny": ConvNeXtPyramid, "resnet50": ResNetPyramid, "pwc": PWCPyramid}
+ENCODERS = {
+    "convnext_tiny": ConvNeXtPyramid,
+    "resnet50": ResNetPyramid,
+    "pwc": PWCPyramid,
+    "resnet10": SmallResNetPyramid,
+    "resnet18": partial(SmallResNetPyramid, blocks=2),
+}
 EncoderName = Literal[tuple(ENCODERS)]
 """The names of the encoders, as the type of a configuration's field."""
 
@@ -200,7 +242,7 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     """An encoder by name, with random weights or with the backbone of a torchvision state dict.
 
     Args:
-        name: "convnext_tiny" (the paper's default), "resnet50" or "pwc".
+        name: "convnext_tiny" (the paper's default), "resnet50", "pwc", or the small "resnet10" or "resnet18".
         weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
 
     Returns:

@@ -96,6 +96,9 @@ class LossConfig:
     pooled: tuple[float, float] = (0.0, 0.0)
     """Variance and covariance weights of Eq. 6 on the pooled features of images (second-hand: 0.01 0.04; ours: 0)."""
     flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6 (paper, Figure 5 (3): 0.1).
+    gradient_ratio: float = 0.0
+    """If not 0, train.py moves the balance so that the gradient of the flow losses on the encoder has this share of that
+    of the content losses (ours: 0, a fixed balance)."""
     vicreg_invariance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_variance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_covariance: float = 1.0  # (field, VICReg's official code: 1)
@@ -110,6 +113,8 @@ class Losses(NamedTuple):
 
     total: Float[Tensor, ""]
     """Eq. 7: the sum of `weighted`; backpropagate this."""
+    tasks: dict[str, Float[Tensor, ""]]
+    """The parts of `total` by task, "flow" and "content"."""
     unweighted: dict[str, Float[Tensor, ""]]
     """Each term by name before its coefficient, detached. Weights inside a term are applied: l1, l2 and ssim in
     "reconstruction", those per level in "variance_covariance", those of Eqs. 3 and 4 in "coarse_levels"."""
@@ -119,7 +124,7 @@ class Losses(NamedTuple):
     """The standard deviations of the features per level and of the embeddings, the visible share, the mean flow."""
 
 
-Terms = dict[str, tuple[Float[Tensor, ""], float]]
+Terms = dict[str, tuple[Float[Tensor, ""], float | Float[Tensor, ""]]]
 """The terms of a loss by name, each with its coefficient."""
 Monitor = dict[str, Float[Tensor, ""]]
 """What is worth watching but is not part of the loss, by name."""
@@ -202,6 +207,7 @@ class MCJEPA(nn.Module):
                 unit=config.estimator_unit,
             )
         self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
+        self.register_buffer("flow_balance", torch.tensor(loss_config.flow_balance))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -267,20 +273,22 @@ class MCJEPA(nn.Module):
         Returns:
             The total, every term by name, and what to watch; see `Losses`.
         """
-        terms: Terms = {}
-        monitor: Monitor = {}
+        parts: dict[str, tuple[Terms, Monitor]] = {}
         if video is not None:
-            flow_terms, flow_monitor = self._flow_terms(torch.cat(video), masks, regularisation)
-            terms, monitor = terms | flow_terms, monitor | flow_monitor
+            parts["flow"] = self._flow_terms(torch.cat(video), masks, regularisation)
         if views is not None:
-            content_terms, content_monitor = self._content_terms(torch.cat(views))
-            terms, monitor = terms | content_terms, monitor | content_monitor
-        if not terms:
+            parts["content"] = self._content_terms(torch.cat(views))
+        if not parts:
             raise ValueError("nothing to learn from: give a video batch, an image batch, or both")
-        weighted = {name: coefficient * term for name, (term, coefficient) in terms.items()}
+        tasks, unweighted, weighted, monitor = {}, {}, {}, {}
+        for task, (terms, values) in parts.items():
+            products = {name: coefficient * term for name, (term, coefficient) in terms.items()}
+            tasks[task], weighted, monitor = sum(products.values()), weighted | products, monitor | values
+            unweighted |= {name: term for name, (term, _) in terms.items()}
         return Losses(
-            total=sum(weighted.values()),
-            unweighted={name: term.detach() for name, (term, _) in terms.items()},
+            total=sum(tasks.values()),
+            tasks=tasks,
+            unweighted={name: term.detach() for name, term in unweighted.items()},
             weighted={name: term.detach() for name, term in weighted.items()},
             monitor={name: value.detach() for name, value in monitor.items()},
         )
@@ -292,7 +300,7 @@ class MCJEPA(nn.Module):
         regularisation: float | Float[Tensor, ""],
     ) -> tuple[Terms, Monitor]:
         """Eqs. 2 to 6, both directions in one batch: `images` is [1; 2], and everything follows that order."""
-        config, balance = self.loss_config, self.loss_config.flow_balance
+        config, balance = self.loss_config, self.flow_balance
         images = pad_to_multiple(images, max(self.encoder.strides))
         pyramid = self._encode(images)
         flows = estimate_flow_pyramid(self.estimator, pyramid, [swap_frames(x) for x in pyramid])
@@ -487,7 +495,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         model_config = model_config if has_expander else replace(model_config, expander=(1,))
         model = MCJEPA(model_config, loss_config, settings["task"])
         model.expander = model.expander if has_expander else None
-        model.load_state_dict(weights)
+        model.load_state_dict({"flow_balance": model.flow_balance} | weights)  # older checkpoints have no balance
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a model of this version of train.py ({reason})") from error

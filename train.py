@@ -27,7 +27,7 @@ import tyro
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_dtype
 
@@ -76,6 +76,7 @@ class Config:
     image_batch: int = 384  # Images per step over all processes (second-hand: 384).
     video_batch: int = 8  # Video pairs per step over all processes (ours: 8; second-hand: 2, perhaps per process).
     image_size: int = 224  # Side of the two views (field, VICReg: 224).
+    smallest_crop: float = 0.08  # Share of an image's area that a view shows at least (field, VICReg: 0.08).
     crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field: 384 832; second-hand: 256 512).
     frame_strides: tuple[int, ...] = (1,)  # Distances in frames between the two of a pair from --video-dir.
 
@@ -299,9 +300,10 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
         elif config.data_root:
             data = ImageNet(config.data_root)
         else:
-            data = ShapeImages(IMAGENET_SIZE, (config.image_size, config.image_size), seed=config.seed + 1)
+            side = max(config.image_size, 128)  # small views would have to enlarge their crops
+            data = ShapeImages(IMAGENET_SIZE, (side, side), seed=config.seed + 1)
             note = "no --image-dir: training on generated images, frames of MovingShapes"
-        images = Source("images", data, TwoViews(config.image_size), config.image_batch, note)
+        images = Source("images", data, TwoViews(config.image_size, config.smallest_crop), config.image_batch, note)
     return videos, images
 
 
@@ -411,6 +413,18 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     return torch.compile(module) if config.compile else module
 
 
+def gradient_ratio(model: MCJEPA, losses: Losses) -> Float[Tensor, ""]:
+    """The norm of the gradient of the flow losses on the encoder over that of the content losses."""
+    norms, parameters = [], [*model.encoder.parameters()]
+    for task in ("flow", "content"):
+        gradients = torch.autograd.grad(losses.tasks[task], parameters, retain_graph=True, allow_unused=True)
+        norms.append(get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    both = torch.stack(norms)
+    if dist.is_initialized():  # the same balance in all processes
+        dist.all_reduce(both)
+    return both[0] / both[1]
+
+
 def take_step(
     run: Run, module: nn.Module, step: int, flow_steps: int, batch: Batch, reports: list[Report]
 ) -> tuple[dict[str, Float[Tensor, ""]], list[Report]]:
@@ -435,6 +449,8 @@ def take_step(
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # a NaN would stay in a batch norm's averages
     with torch.autocast(run.device.type, torch.bfloat16, enabled=bfloat16):
         losses: Losses = module(video=batch[0], views=batch[1], **warmups)
+    balances = config.loss.gradient_ratio and len(losses.tasks) == 2 and flow_steps % 10 == 0
+    ratio = gradient_ratio(run.model, losses) if balances else None
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
@@ -452,6 +468,10 @@ def take_step(
             buffer.copy_(before)
         return {}, reports
     optimizer.step()
+    if balances:
+        balance = run.model.flow_balance
+        numbers |= {"gradient_ratio": ratio, "flow_balance": balance.clone()}
+        balance.lerp_(balance * config.loss.gradient_ratio / ratio, 0.2 if flow_steps else 1.0)
     numbers |= {f"weighted/{name}": value for name, value in losses.weighted.items()} | losses.monitor
     return numbers, reports
 
