@@ -17,6 +17,8 @@ EXPECTED = {  # channels and strides, coarsest first (DESIGN.md)
     "convnext_tiny": ((768, 384, 192, 96, 48, 48), (64, 32, 16, 8, 4, 2)),
     "resnet50": ((2048, 1024, 512, 256, 64), (32, 16, 8, 4, 2)),
     "pwc": ((196, 128, 96, 64, 32, 16), (64, 32, 16, 8, 4, 2)),
+    "resnet10": ((512, 256, 128, 64, 32), (32, 16, 8, 4, 2)),
+    "resnet18": ((512, 256, 128, 64, 32), (32, 16, 8, 4, 2)),
 }
 names = pytest.mark.parametrize("name", EXPECTED)
 backbones = pytest.mark.parametrize("name", ["convnext_tiny", "resnet50"])
@@ -109,8 +111,26 @@ def test_a_change_in_the_lower_right_corner_of_the_image_is_strongest_in_that_co
             assert row * stride >= 96 and column * stride >= 160
 
 
+def test_a_small_resnet_is_a_stem_and_torchvisions_basic_blocks_in_stages_of_stride_2():
+    """The oracle is torchvision's ResNet with one block a stage, whose parts are taken one by one."""
+    assert [sum(p.numel() for p in encoder_of(name).parameters()) for name in ("resnet10", "resnet18")] == [4_910_944, 11_191_264]
+    encoder, x = new_encoder("resnet18").train(), images(4, 32, 32)
+    levels = encoder(x)
+    expected = F.relu(F.batch_norm(F.conv2d(x, encoder.stem[0].weight, stride=2, padding=1), None, None, training=True))
+    torch.testing.assert_close(levels[-1], expected)
+    for stage, level in zip(encoder.stages, levels[-2::-1], strict=True):
+        for block in stage:
+            inner = F.conv2d(expected, block.conv1.weight, stride=block.stride, padding=1)
+            inner = F.conv2d(F.relu(F.batch_norm(inner, None, None, training=True)), block.conv2.weight, padding=1)
+            if block.stride == 2:
+                shortcut = F.conv2d(expected, block.downsample[0].weight, stride=2)
+                expected = F.batch_norm(shortcut, None, None, training=True)
+            expected = F.relu(F.batch_norm(inner, None, None, training=True) + expected)
+        torch.testing.assert_close(level, expected)
+
+
 def test_the_error_about_an_unknown_encoder_names_those_that_exist():
-    with pytest.raises(ValueError, match="vgg.*convnext_tiny, resnet50, pwc$"):
+    with pytest.raises(ValueError, match="vgg.*convnext_tiny, resnet50, pwc, resnet10, resnet18$"):
         build_encoder("vgg")
 
 

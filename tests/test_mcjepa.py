@@ -49,6 +49,9 @@ def test_the_total_is_the_sum_of_all_terms_each_with_its_coefficient_and_the_bal
     for name, coefficient in (flow | content).items():
         torch.testing.assert_close(losses.weighted[name], coefficient * losses.unweighted[name])
     torch.testing.assert_close(losses.total, sum(losses.weighted.values()))
+    assert losses.tasks.keys() == {"flow", "content"}
+    for task, names in (("flow", flow), ("content", content)):
+        torch.testing.assert_close(losses.tasks[task], sum(losses.weighted[name] for name in names))
 
 
 def test_either_batch_may_be_absent_but_not_both():
