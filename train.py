@@ -1,12 +1,13 @@
 """Train MC-JEPA: optical flow from video (M-JEPA) and content features from images (VICReg), both without labels.
 
     python train.py pocket                                             # 2 CPU cores, minutes, generated data
+    python train.py small                                              # hours, or minutes on a GPU with --workers 8
     torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
     torchrun --nproc_per_node=8 train.py --data-root DATA              # on the paper's data sets
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
-The first word may name a preset (paper, pocket) or the config.json of a run; every flag overrides it. A run writes to
+The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run writes to
 --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end), config.json,
 environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step,
 with a checkpoint; the same command continues it from there, exactly.
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -143,6 +144,22 @@ PRESETS = {
         ),
     ),
 }
+# Hours on two cores, minutes on a GPU (with more --workers): the features too have time to be learned.
+PRESETS["small"] = replace(
+    PRESETS["pocket"],
+    output_dir=Path("runs/small"),
+    workers=2,
+    epochs=120,
+    flow_start_epoch=12.0,
+    image_batch=128,
+    crop=(256, 256),
+    learning_rate=1e-3,
+    estimator_learning_rate=1e-3,
+    weight_decay=1e-4,
+    warmup_epochs=5.0,
+    mask_warmup_epochs=54.0,
+    clip_gradient=5.0,
+)
 
 
 def parse(arguments: list[str]) -> Config:
