@@ -65,7 +65,7 @@ def find_files(root: Path) -> list[Path]:
     """Every visible file below `root`, in natural order (frame2 before frame10); links are followed."""
 
     def fail(error: OSError) -> None:
-        raise FileNotFoundError(f"{error.filename}: no such folder, or closed; check the path") from error
+        raise FileNotFoundError(f"{error.filename}: no such folder or file, or closed; check the path") from error
 
     def natural(path: Path) -> tuple:
         return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in path.parts], path

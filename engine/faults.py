@@ -15,7 +15,7 @@ BAD_STEPS_IN_A_ROW = 10  # this many steps in a row with a loss or a gradient th
 MACHINE_FAULTS = {
     "shared memory": "/dev/shm is full: use --workers 0, or give the container more (docker run --shm-size 8g)",
     "(?i)out of memory|MemoryError|insufficient memory|allocate memory|ALLOC_FAILED": "out of memory: make the batches "
-    "smaller (--image-batch, --video-batch), or the images (evaluate.py flow --resize 0.5)",
+    "smaller (--image-batch, --video-batch), or the images",
     "No space left": "a disk or /dev/shm is full: make room",
     "Too many open files|ancdata|new thread": "too many open files or threads: use fewer --workers, or ulimit -n 4096",
     r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++ (on a GPU "
