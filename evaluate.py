@@ -41,7 +41,7 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader, size_text
+from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture

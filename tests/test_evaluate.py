@@ -337,22 +337,6 @@ def dis(frame_1, frame_2):
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
 
 
-def means_by_hand(samples, method):
-    """What flow.json has to hold for a method, but for the seconds."""
-    collected = {}
-    for sample in samples:
-        estimate = method(sample.frame_1, sample.frame_2)
-        for name, region in sample.regions.items():
-            if region.any():
-                collected.setdefault(name, []).append(errors_by_hand(estimate, sample.truth, region))
-    means = {"per_image": {"epe": {}, "f1": {}}, "per_pixel": {"epe": {}, "f1": {}}}
-    for name, images in collected.items():
-        for which, metric in enumerate(("epe", "f1")):
-            means["per_image"][metric][name] = np.mean([image[which].mean() for image in images])
-            means["per_pixel"][metric][name] = np.concatenate([image[which] for image in images]).mean()
-    return means
-
-
 def table_rows(screen, title):
     """The tables of that title as numbers: one dictionary (method to columns) for each."""
     tables, columns = [], None
@@ -368,32 +352,40 @@ def table_rows(screen, title):
     return tables
 
 
+MEANS = {
+    "per_image": lambda images: np.mean([values.mean() for values in images]),
+    "per_pixel": lambda images: np.concatenate(images).mean(),
+}
+
+
 def check_flow_report(samples, folder, screen, methods):
-    """Numbers in flow.json and on the screen against those by hand."""
+    """Numbers in flow.json and on the screen against those by hand. Returns what flow.json holds."""
     report = json.loads((folder / "flow.json").read_text())
-    measured = {(scene["group"], scene["name"]): scene for scene in report["scenes"]}
-    assert len(measured) == len(report["scenes"]) and measured.keys() == {(s.group, s.name) for s in samples}
-    for sample in samples:
-        scene = measured[sample.group, sample.name]
-        assert scene["pixels"] == {name: region.sum() for name, region in sample.regions.items() if region.any()}
-        for name, method in methods.items():
-            error, outlier = errors_by_hand(method(sample.frame_1, sample.frame_2), sample.truth, sample.regions["all"])
-            assert scene[name]["epe"]["all"] == pytest.approx(error.mean(), rel=1e-4)
-            assert scene[name]["f1"]["all"] == pytest.approx(outlier.mean(), abs=1e-6)
-    groups = {sample.group for sample in samples}
-    assert report["groups"].keys() == {group or "all" for group in groups}
-    for group in groups:
-        rows = report["groups"][group or "all"]
-        assert list(rows) == list(methods)
-        for name, method in methods.items():
-            expected = means_by_hand([sample for sample in samples if sample.group == group], method)
-            for mean, metrics in expected.items():
-                for metric, regions in metrics.items():
-                    assert rows[name][mean][metric] == pytest.approx(regions, rel=1e-4, abs=1e-6), (mean, metric)
-                (table,) = table_rows(screen, f"{group or 'all'}, {mean.replace('_', ' ')} [px, %, ms]")
-                shown = {f"EPE {region}": value for region, value in metrics["epe"].items()}
-                shown |= {f"F1 {region}": 100 * value for region, value in metrics["f1"].items()}
-                assert {k: v for k, v in table[name].items() if k != "time"} == pytest.approx(shown, abs=0.0051)
+    scenes, collected = {(scene["group"], scene["name"]): scene for scene in report["scenes"]}, {}
+    assert len(scenes) == len(report["scenes"]) and scenes.keys() == {(s.group, s.name) for s in samples}
+    for sample, (name, method) in product(samples, methods.items()):
+        scene, estimate = scenes[sample.group, sample.name], method(sample.frame_1, sample.frame_2)
+        regions = {region: mask for region, mask in sample.regions.items() if mask.any()}
+        assert scene["pixels"] == {region: mask.sum() for region, mask in regions.items()}
+        for region, mask in regions.items():
+            for metric, values in zip(("epe", "f1"), errors_by_hand(estimate, sample.truth, mask), strict=True):
+                assert scene[name][metric][region] == pytest.approx(values.mean(), rel=1e-4, abs=1e-6)
+                group = collected.setdefault(sample.group or "all", {}).setdefault(name, {"epe": {}, "f1": {}})
+                group[metric].setdefault(region, []).append(values)
+    assert report["groups"].keys() == collected.keys()
+    for group, mean in product(collected, MEANS):
+        assert list(report["groups"][group]) == list(methods)
+        (table,) = table_rows(screen, f"{group}, {mean.replace('_', ' ')} [px, %, ms]")
+        for name, metrics in collected[group].items():
+            shown = {key: value for key, value in table[name].items() if key != "time"}
+            for metric, regions in metrics.items():
+                expected = {region: MEANS[mean](images) for region, images in regions.items()}
+                assert report["groups"][group][name][mean][metric] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+                for region, value in expected.items():
+                    value = value if metric == "epe" else 100 * value
+                    assert shown.pop(f"{metric.upper()} {region}") == pytest.approx(value, abs=0.0051)
+            assert not shown
+    return report
 
 
 @pytest.mark.parametrize("name", helpers.FLOW_SETS)
@@ -402,18 +394,10 @@ def test_each_benchmark_is_measured_as_by_hand(tmp_path, typed, name):
     options = ("--data-root", tmp_path, "--benchmark", name, "--output-dir", out)
     code, screen, err = typed("flow", "--model", "dis", *options)
     assert code == 0 and err == ""
-    check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
+    report = check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
+    assert report["settings"]["model"] == "dis" and report["versions"]["torch"] == torch.__version__
     pictures = ["_".join(filter(None, (s.group, s.name))).replace("/", "_") + ".png" for s in samples]
     assert files_below(out) == ["flow.json", *sorted(f"pictures/{name}" for name in pictures)]
-
-
-def test_kitti_as_a_user_types_it(tmp_path):
-    samples, out = helpers.write_benchmark(tmp_path / "kitti", "kitti2015"), tmp_path / "out"
-    code, screen, err = in_subprocess("flow", "--model", "dis", "--data-root", tmp_path, "--output-dir", out)
-    assert code == 0 and err == ""
-    check_flow_report(samples, out, screen, {"zero": zero, "dis": dis})
-    report = json.loads((out / "flow.json").read_text())
-    assert report["settings"]["model"] == "dis" and report["versions"]["torch"] == torch.__version__
 
 
 def test_invalid_and_unknown_flow_is_black_in_the_picture_and_does_not_count(tmp_path, typed):
@@ -483,11 +467,7 @@ def test_train_py_gets_the_error_on_unseen_shapes_and_its_model_back_in_the_same
      ("middlebury", "{name}.flo"), ("things", "{group}/{name}.flo")],
 )  # fmt: skip
 def test_what_is_to_be_submitted_is_what_was_measured(tmp_path, name, path):
-    samples, export, out = (
-        helpers.write_benchmark(tmp_path / "data", name),
-        tmp_path / "deep/to_submit",
-        tmp_path / "out",
-    )
+    samples, export, out = helpers.write_benchmark(tmp_path / "data", name), tmp_path / "deep/submit", tmp_path / "out"
     evaluate.run_flow(evaluate.FlowConfig("dis", out, data_root=tmp_path, benchmark=name, export=export, pictures=1))
     paths = {path.format(group=sample.group, name=sample.name): sample for sample in samples}
     assert files_below(export) == sorted(paths) and len(list((out / "pictures").iterdir())) == 1
@@ -559,7 +539,7 @@ def clip(tmp_path):
     return helpers.write_video(tmp_path / "clip.avi", frames), frames
 
 
-def test_a_film_shows_frame_flow_dis_and_key_on_one_scale_and_every_flow_is_exported(tmp_path, typed, clip, constant_flow):
+def test_a_film_shows_frame_flow_dis_and_key_and_every_flow_is_exported(tmp_path, typed, clip, constant_flow):
     path, frames = clip
     constant_flow(2.5, 0.0)
     options = ("--max-frames", 5, "--pictures", 2, "--export", tmp_path / "flo")

@@ -60,10 +60,8 @@ def test_either_batch_may_be_absent_but_not_both():
 
 @pytest.mark.parametrize("level_flow", ["entering", "leaving"])
 def test_the_flow_terms_are_eqs_2_to_5_in_both_directions_eqs_2_and_5_over_all_levels(level_flow, monkeypatch):
-    model, images = (
-        small_model(level_flow=level_flow, smoothness_order=1),
-        pairs(1, 128, 128),
-    )  # the coarsest level has 2 x 2 cells
+    model = small_model(level_flow=level_flow, smoothness_order=1)
+    images = pairs(1, 128, 128)  # the coarsest level has 2 x 2 cells
     flows = [2 * normal(side, 2, 2, side, side) for side in (2, 4, 8, 16, 32)]  # from 1 to 2, and from 2 to 1
     monkeypatch.setattr(mcjepa, "estimate_flow_pyramid", lambda *_: flows)
     terms = model(video=images, masks=False).unweighted
@@ -155,15 +153,10 @@ def test_masks_leave_out_occluded_pixels_except_in_the_warm_up(occlusion):
 
 def test_eq_6_takes_each_frame_alone_and_the_pooled_features_of_images_where_it_is_asked_to():
     together, apart = (small_model(each_frame=each)(video=pairs()).unweighted for each in (False, True))
-    pyramid, weights = (
-        small_model().encode(torch.cat(pairs())),
-        zip(LossConfig().variance, LossConfig().covariance, strict=True),
-    )
-    expected = sum(
-        variance_covariance_loss(frames, *level) / 2
-        for features, level in zip(pyramid, weights, strict=True)
-        for frames in features.chunk(2)
-    )
+    expected, config = 0.0, LossConfig()
+    pyramid = small_model().encode(torch.cat(pairs()))
+    for features, *weights in zip(pyramid, config.variance, config.covariance, strict=True):
+        expected += sum(variance_covariance_loss(frames, *weights) / 2 for frames in features.chunk(2))
     close(apart["variance_covariance"], expected)
     assert {name for name in FLOW_TERMS if together[name] != apart[name]} == {"variance_covariance"}
     views, model = pairs(4), small_model(pooled=(0.5, 0.25))
@@ -313,18 +306,8 @@ def test_what_is_no_image_in_0_to_1_is_refused(tmp_path):
     x, grey_16 = uniform(0, 3, 8, 8), PIL.Image.fromarray(np.full((8, 8), 3000, np.uint16))
     grey_16.save(tmp_path / "16.png")
     as_batch = getattr(encoder.as_batch, "__wrapped__", encoder.as_batch)  # as for users, who run without checks
-    wrong = [
-        255 * x,
-        x.permute(1, 2, 0),
-        x * math.nan,
-        x.int(),
-        x[0],
-        None,
-        [x],
-        np.ones((2, 8, 8, 3)),
-        np.ones((8, 8)),
-    ]
-    for images in (*wrong, grey_16, tmp_path / "16.png"):
+    wrong = [255 * x, x.permute(1, 2, 0), x * math.nan, x.int(), x[0], None, [x], grey_16, tmp_path / "16.png"]
+    for images in (*wrong, np.ones((2, 8, 8, 3)), np.ones((8, 8))):
         with pytest.raises(ValueError, match=r"images are|16 or 32 bits"):
             as_batch(images, torch.ones(1))
     with pytest.raises(FileNotFoundError, match="none.png"):
@@ -344,11 +327,8 @@ def test_wrong_calls_are_reported_in_one_line():
 @pytest.mark.parametrize("task", ["mcjepa", "vicreg"])
 def test_weights_to_hand_on_hold_encoder_and_estimator_and_load_as_the_checkpoint_does(task, tmp_path):
     model = small_model(task).float().eval()
-    config = {
-        "model": asdict(ModelConfig("pwc", 0.125, expander=(32, 32, 32))),
-        "loss": asdict(LossConfig()),
-        "task": task,
-    }
+    settings = {"model": ModelConfig("pwc", 0.125, expander=(32, 32, 32)), "loss": LossConfig()}
+    config = {name: asdict(each) for name, each in settings.items()} | {"task": task}
     mcjepa.save_weights(model, tmp_path / "model.safetensors", config, 7)
     loaded, image = mcjepa.load_model(tmp_path / "model.safetensors"), uniform(0, 1, 3, 32, 32).float()
     assert loaded.expander is None and not loaded.training
