@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 VIDEO_ENDINGS = """264 265 3g2 3gp asf avi divx dv f4v flv h264 h265 hevc insv ivf lrv m1v m2t m2ts m2v m4v mjpeg mjpg
-    mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts vob webm wmv wtv y4m"""
+    mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts vob webm wmv wtv y4m""".split()  # noqa: SIM905
 Transform = Callable[..., Any]  # of an image, or of the two images of a pair
 Order = Callable[[np.random.Generator], np.ndarray]  # draws a permutation of the items
 
@@ -341,7 +341,7 @@ class VideoPairs(FramePairs):
         root, folders, videos, left_out = Path(root), {}, [], []
         for path in [root] if root.is_file() else find_files(root):
             ending = path.suffix.lower() or "no ending"
-            if path == root or ending[1:] in VIDEO_ENDINGS.split():
+            if path == root or ending[1:] in VIDEO_ENDINGS:
                 videos.append(path)
             elif not is_image(path):
                 left_out.append(ending)
@@ -356,10 +356,8 @@ class VideoPairs(FramePairs):
             except BadFile as error:
                 clips.append(Clip(path, [], str(error)))
         if not clips:
-            expected = (
-                f"expected folders of images ({' '.join(IMG_EXTENSIONS)}) or videos ({' '.join(VIDEO_ENDINGS.split())})"
-            )
-            raise FileNotFoundError(f"{root}: no frames found; {expected}; left out: {counted(left_out)}")
+            expected = f"folders of images ({' '.join(IMG_EXTENSIONS)}) or videos ({' '.join(VIDEO_ENDINGS)})"
+            raise FileNotFoundError(f"{root}: no frames found; expected {expected}; left out: {counted(left_out)}")
         super().__init__(clips, strides, transform)
         bad = [clip.path.name for clip in self.clips if clip.fault]
         kinds = counted(["folder" if clip.path in folders else clip.path.suffix.lower() for clip in clips])
