@@ -607,7 +607,7 @@ def flow_of_images(method: FlowMethod, config: FlowConfig) -> dict:
 
 
 def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
-    """Writes a film, each frame beside its flow to the next by each method, on one colour scale; and some figures."""
+    """Writes a film, each frame beside its flow to the next by each method and their colour key; and some figures."""
     clip, frames, rate = open_clip(config.video, config.max_frames)
     name, label = f"{config.video.stem}_flow_{method_name(config.model)}", next(iter(methods))
     count, notes = frames - 1, []
