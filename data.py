@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 VIDEO_ENDINGS = """264 265 3g2 3gp asf avi divx dv f4v flv h264 h265 hevc insv ivf lrv m1v m2t m2ts m2v m4v mjpeg mjpg
-    mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts vob webm wmv wtv y4m"""
+    mkv mov mp4 mpe mpeg mpg mts mxf nut ogm ogv qt rm rmvb ts vob webm wmv wtv y4m""".split()  # noqa: SIM905
 Transform = Callable[..., Any]  # of an image, or of the two images of a pair
 Order = Callable[[np.random.Generator], np.ndarray]  # draws a permutation of the items
 
@@ -65,7 +65,7 @@ def find_files(root: Path) -> list[Path]:
     """Every visible file below `root`, in natural order (frame2 before frame10); links are followed."""
 
     def fail(error: OSError) -> None:
-        raise FileNotFoundError(f"{error.filename}: no such folder, or closed; check the path") from error
+        raise FileNotFoundError(f"{error.filename}: no such folder or file, or closed; check the path") from error
 
     def natural(path: Path) -> tuple:
         return [[int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", part)] for part in path.parts], path
@@ -111,7 +111,7 @@ def load_image(path: str | Path, upright: bool = True) -> UInt8[Tensor, "3 h w"]
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of 32 bits, whose range is not known")
         if image.mode.startswith("I") or ";16" in str(image.tile):  # of colours, Pillow would keep the upper 8 bits
-            values = _values_of_16_bits(path, upright) >> _shift(re.sub(r"\d", "", Path(path).name), Path(path).parent)
+            values = _values_of_16_bits(path, upright) >> _shift(Path(path).parent, re.sub(r"\d", "", Path(path).name))
             return torch.from_numpy(values.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
         if upright:
             with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
@@ -126,19 +126,11 @@ def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), flags)[..., ::-1]
 
 
-@lru_cache(maxsize=16)
-def _alike(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder by their names without digits."""
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        groups.setdefault(re.sub(r"\d", "", path.name), []).append(path)
-    return groups
-
-
 @lru_cache(maxsize=256)
-def _shift(name: str, folder: Path) -> int:
+def _shift(folder: Path, name: str) -> int:
     """By how many bits, so that images fit into 8: 20 are looked at of those that have this name without its digits."""
-    paths, most = _alike(folder)[name], 0
+    paths = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name)
+    most = 0
     for path in paths[:: len(paths) // 20 + 1]:
         with suppress(Exception):  # a damaged one
             most = max(most, _values_of_16_bits(path).max())
@@ -200,7 +192,7 @@ class _Decoder:
     """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
 
     def __init__(self, video: VideoFile, process: int):
-        self.video, self.wanted, self.places = video, 0, {stamp: place for place, stamp in enumerate(video.stamps)}
+        self.video, self.places = video, {stamp: place for place, stamp in enumerate(video.stamps)}
         self._start()
 
     def _start(self, key: int | None = None) -> None:
@@ -216,21 +208,19 @@ class _Decoder:
         self.at, self.frames = -1, self._decode(start)
 
     def _decode(self, start: int | None) -> Iterator[tuple[int, Any]]:
-        """The places and frames from the key frame of that stamp on, perhaps without some before the wanted one."""
+        """The places and frames from the key frame of that stamp on, or from where the file stands."""
         numbers = count()
         with suppress(Exception):
             for packet in self.container.demux(self.stream):
                 if start is None or (packet.is_keyframe and packet.pts == start):
-                    start, early = None, self.places.get(packet.pts, self.wanted) < self.wanted
-                    if self.stream.codec_context.is_open:  # else some decoders leave out such frames for ever
-                        self.stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
+                    start = None
                     with suppress(Exception):  # the packet is damaged: the next may be good
                         for frame in packet.decode():
                             yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
 
     def read(self, place: int) -> Any:
         """FFmpeg's frame; None if it cannot be decoded."""
-        key, self.wanted = self.video.keys[place], place
+        key = self.video.keys[place]
         if not key - 10 <= self.at < place:  # else it is faster to decode on
             self._start(key)
         for _ in range(2):
@@ -351,7 +341,7 @@ class VideoPairs(FramePairs):
         root, folders, videos, left_out = Path(root), {}, [], []
         for path in [root] if root.is_file() else find_files(root):
             ending = path.suffix.lower() or "no ending"
-            if path == root or ending[1:] in VIDEO_ENDINGS.split():
+            if path == root or ending[1:] in VIDEO_ENDINGS:
                 videos.append(path)
             elif not is_image(path):
                 left_out.append(ending)
@@ -366,10 +356,8 @@ class VideoPairs(FramePairs):
             except BadFile as error:
                 clips.append(Clip(path, [], str(error)))
         if not clips:
-            expected = (
-                f"expected folders of images ({' '.join(IMG_EXTENSIONS)}) or videos ({' '.join(VIDEO_ENDINGS.split())})"
-            )
-            raise FileNotFoundError(f"{root}: no frames found; {expected}; left out: {counted(left_out)}")
+            expected = f"folders of images ({' '.join(IMG_EXTENSIONS)}) or videos ({' '.join(VIDEO_ENDINGS)})"
+            raise FileNotFoundError(f"{root}: no frames found; expected {expected}; left out: {counted(left_out)}")
         super().__init__(clips, strides, transform)
         bad = [clip.path.name for clip in self.clips if clip.fault]
         kinds = counted(["folder" if clip.path in folders else clip.path.suffix.lower() for clip in clips])

@@ -17,7 +17,6 @@ alike: open the data, run the method on each item, measure it, draw it, print th
 
 import hashlib
 import math
-import re
 import sys
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Sequence
@@ -42,12 +41,12 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader, size_text
+from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
-from flow import forward_backward_mask, resize_flow, warp
+from flow import warp
 from mcjepa import (
     MCJEPA,
     EncoderName,
@@ -290,6 +289,11 @@ def readable(
     notes += [f"left out: {fault}" for fault in faults]
 
 
+def sample(measure: Callable[[int], Any], count: int) -> list[Any]:
+    """What `measure` gives for ten of so many items, spread evenly: for a scale or colours that all pictures share."""
+    return [item for item, _ in readable(map(measure, spread(count, 10)), min(count, 10), "sample", 0, [])]
+
+
 def to_uint8(image: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
     """An image in [0, 1] as bytes."""
     return (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -395,8 +399,6 @@ class FlowConfig(ProtocolConfig):
     max_frames: int | None = None  # Only the first frames of the video.
     export: Path | None = None
     """A folder for the flow of every pair as the benchmark's server takes it, or of every frame of the video (.flo)."""
-    occlusion: bool = False  # Writes NAME_occlusion.png beside each .flo: white where the second frame hides the pixel.
-    resize: str | None = None  # What the method sees: HEIGHTxWIDTH, or a factor. Errors are in the originals' pixels.
 
 
 def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
@@ -432,21 +434,6 @@ BASELINES: dict[str, FlowMethod] = {"zero": lambda image_1, image_2: torch.zeros
 """What every flow is compared with: nothing moves, and a classical method."""
 
 
-def at_size(method: FlowMethod, resize: str) -> FlowMethod:
-    """Estimates on images resized to "384x832" (height, width) or by a factor ("0.5"); the flow is of the originals."""
-    exact = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", resize)
-    if not exact and not (re.fullmatch(r"\d*\.?\d+", resize) and float(resize)):
-        raise ValueError(f"--resize {resize}: choose HEIGHTxWIDTH such as 384x832, or a factor such as 0.5")
-
-    def estimate(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
-        size = image_1.shape[2:]
-        inner = [int(exact[1]), int(exact[2])] if exact else [max(round(n * float(resize)), 1) for n in size]
-        resized = [F.interpolate(image, inner, mode="bilinear", antialias=True) for image in (image_1, image_2)]
-        return resize_flow(method(*resized), size)
-
-    return estimate
-
-
 def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     """Optical flow: end-point error and F1-all on ground truth, or pictures of two images or a video."""
     testing = config.split == "testing"
@@ -458,15 +445,11 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
     if config.export and not (config.data_root or config.video):
         raise ValueError("--export needs --data-root or --video; two --images write flow.flo anyway")
-    if config.occlusion and not (config.export or config.images):
-        raise ValueError("--occlusion writes its pictures beside the flow: give --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
     method = BASELINES.get(config.model)
     if method is None:
         model, config = open_model(config)
         method = model_flow(model)
-    if config.resize:  # a baseline then has two rows
-        label, method = f"{label} {config.resize}", at_size(method, config.resize)
     if config.images:
         return flow_of_images(method, config)
     if config.video:
@@ -483,8 +466,7 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         if pictured:
             draw_pair(config.output_dir, pair, flows[label])
         if config.export:
-            path = config.export / flow_benchmarks.submission_name(benchmark, pair)
-            export_flow(path, pair, flows[label], method if config.occlusion else None)
+            export_flow(config.export / flow_benchmarks.submission_name(benchmark, pair), flows[label])
     groups, table1 = {}, {}
     for group in dict.fromkeys(entry["group"] for entry in entries):
         own = [entry for entry in entries if entry["group"] == group]
@@ -606,21 +588,18 @@ def draw_pair(folder: Path, pair: FlowPair, flow: Float[Tensor, "1 2 h w"]) -> N
     write_picture(folder / "pictures" / f"{flow_benchmarks.picture_name(pair)}.png", figure)
 
 
-def export_flow(path: Path, pair: FlowPair, flow: Float[Tensor, "1 2 h w"], method: FlowMethod | None) -> None:
-    """Writes a flow as .flo, or as KITTI's .png; with a method also its occlusions, from the reverse flow."""
+def export_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
+    """Writes a flow as .flo, or as KITTI's .png, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         flow_benchmarks.write_flow(temporary, flow)
-    if method:
-        hidden = ~forward_backward_mask(flow, method(pair.image_2, pair.image_1))[0]
-        write_picture(path.with_name(f"{path.stem}_occlusion.png"), 255 * hidden.expand(3, -1, -1).to(torch.uint8))
 
 
 def flow_of_images(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes flow.flo, its colours (flow.png), and a figure of them with the images."""
     pair = flow_benchmarks.read_pair(FlowFiles("figure", "", *config.images, None))
     flow, folder = method(pair.image_1, pair.image_2), config.output_dir
-    export_flow(folder / "flow.flo", pair, flow, method if config.occlusion else None)
+    export_flow(folder / "flow.flo", flow)
     write_picture(folder / "flow.png", flow_colours(flow[0], colour_scale(flow[0])))
     draw_pair(folder, pair, flow)
     print(f"flow of {flow.norm(dim=1).mean():.2f} px on average, {flow.norm(dim=1).max():.2f} px at most: {folder}")
@@ -628,34 +607,28 @@ def flow_of_images(method: FlowMethod, config: FlowConfig) -> dict:
 
 
 def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
-    """Writes a film, each frame beside its flow to the next by each method, on one colour scale; and some figures."""
+    """Writes a film, each frame beside its flow to the next by each method and their colour key; and some figures."""
     clip, frames, rate = open_clip(config.video, config.max_frames)
-    name = "_".join(filter(None, (config.video.stem, "flow", method_name(config.model), config.resize)))
-    label, count, notes = next(iter(methods)), frames - 1, []
-
-    sizes = []
+    name, label = f"{config.video.stem}_flow_{method_name(config.model)}", next(iter(methods))
+    count, notes = frames - 1, []
 
     def measure(index: int) -> tuple[FlowPair, dict[str, Float[Tensor, "1 2 h w"]]]:
-        frame, following = (image[None].float() / 255 for image in clip[index])
-        sizes.append(frame.shape)
-        if frame.shape != sizes[0]:
-            raise ValueError(f"{config.video}, frame {index}: {size_text(frame)}, unlike the first")
-        pair = FlowPair(f"{index:05d}", name, frame, following, None, {})
+        pair = FlowPair(f"{index:05d}", name, *(image[None].float() / 255 for image in clip[index]), None, {})
         return pair, measure_pair(pair, methods)[0]
 
-    sample = readable(map(measure, spread(count, 10)), min(count, 10), "frame", 0, [])
-    scales = [colour_scale(flow[0]) for (_, flows), _ in sample for flow in flows.values()]
+    scales = [colour_scale(flow[0]) for _, flows in sample(measure, count) for flow in flows.values()]
     scale = max(5.0, float(np.quantile(scales, 0.9)))
     with writing_film(config.output_dir / f"{name}.mp4", rate) as write:
         measured = map(measure, range(count))
         for (pair, flows), pictured in readable(measured, count, "frame", config.pictures, notes):
-            panels = {f"{method} ({scale:.1f} px)": flow_colours(flow[0], scale) for method, flow in flows.items()}
-            write(titled_grid({"frame": to_uint8(pair.image_1[0])} | panels, columns=1 + len(panels)))
+            panels = {"frame": to_uint8(pair.image_1[0])}
+            panels |= {f"{method} ({scale:.1f} px)": flow_colours(flow[0], scale) for method, flow in flows.items()}
+            panels["key"] = colour_wheel(*pair.image_1.shape[2:])
+            write(titled_grid(panels, columns=len(panels)))
             if pictured:
                 draw_pair(config.output_dir, pair, flows[label])
             if config.export:
-                path, method = config.export / f"{pair.name}.flo", methods[label] if config.occlusion else None
-                export_flow(path, pair, flows[label], method)
+                export_flow(config.export / f"{pair.name}.flo", flows[label])
     report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
     print(f"flow of {count - len(notes)} frames: {config.output_dir / name}.mp4")
     return report
@@ -1059,19 +1032,17 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
         clip, count, rate = open_clip(config.video, config.max_frames)
         film = writing_film(config.output_dir / f"{config.video.stem}_{name}.mp4", rate)
 
-    def read(index: int) -> UInt8[Tensor, "3 h w"]:
-        if config.images:
-            return load_image(config.images[index])
-        return clip[index][0] if index < len(clip) else clip[-1][1]  # the last frame begins no pair
-
     def encode(index: int) -> tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "d _ _"]]:
-        image, stem = read(index), (config.video or config.images[index]).stem
+        stem = (config.video or config.images[index]).stem
+        if config.images:
+            image = load_image(config.images[index])
+        else:  # the last frame begins no pair
+            image = clip[min(index, len(clip) - 1)][index == len(clip)]
         rows, columns = (-(-length // stride) for length in image.shape[1:])
         cells = features(pad_to_multiple(image[None].float() / 255, 64))  # the coarsest stride
         return f"{stem}_{index:05d}", image, cells[:, :rows, :columns].cpu()
 
-    sample = readable(map(encode, spread(count, 10)), min(count, 10), "image", 0, [])
-    paint = principal_colours([cells for (*_, cells), _ in sample])
+    paint = principal_colours([cells for *_, cells in sample(encode, count)])
     with film as write:
         for (stem, image, cells), _ in readable(map(encode, range(count)), count, "image", 0, notes):
             colours = paint(cells).repeat_interleave(stride, dim=1).repeat_interleave(stride, dim=2)

@@ -498,5 +498,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         model.load_state_dict({"flow_balance": model.flow_balance} | weights)  # older checkpoints have no balance
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a model of this version of train.py ({reason})") from error
+        instead = "not a model of this version of train.py, or a head of evaluate.py segmentation"
+        raise ValueError(f"{path}: {instead} ({reason})") from error
     return model.eval().to(device)

@@ -15,7 +15,7 @@ BAD_STEPS_IN_A_ROW = 10  # this many steps in a row with a loss or a gradient th
 MACHINE_FAULTS = {
     "shared memory": "/dev/shm is full: use --workers 0, or give the container more (docker run --shm-size 8g)",
     "(?i)out of memory|MemoryError|insufficient memory|allocate memory|ALLOC_FAILED": "out of memory: make the batches "
-    "smaller (--image-batch, --video-batch), or the images (evaluate.py flow --resize 0.5)",
+    "smaller (--image-batch, --video-batch), or the images",
     "No space left": "a disk or /dev/shm is full: make room",
     "Too many open files|ancdata|new thread": "too many open files or threads: use fewer --workers, or ulimit -n 4096",
     r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++ (on a GPU "
@@ -53,10 +53,8 @@ class Faults:
                 self.log.event(done, {"bad_file": fault})
                 self.log.say(f"bad file {len(known)} of at most {allowed} {kind}, the next takes its place: {fault}")
             if len(known) > allowed:
-                raise ValueError(
-                    f"{len(known)} {kind} cannot be used, and --bad-files allows {allowed}; repair or remove them, or "
-                    f"allow more. The first: {known[0]}"
-                )
+                counts = f"{len(known)} {kind} cannot be used, and --bad-files allows {allowed}"
+                raise ValueError(f"{counts}; repair or remove them, or allow more. The first: {known[0]}")
         terms = [text for what, text in reports if what == "not finite"]
         self.in_a_row = self.in_a_row + 1 if terms else 0
         if terms:
@@ -64,10 +62,8 @@ class Faults:
             self.log.event(done, {"skipped": terms})
             self.log.say(f"step {done} is skipped, not finite: {', '.join(terms)}")
         if self.in_a_row >= BAD_STEPS_IN_A_ROW:
-            raise ValueError(
-                f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)}): lower the learning rates. The "
-                "last checkpoint is good"
-            )
+            bad = f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)})"
+            raise ValueError(f"{bad}: lower the learning rates. The last checkpoint is good")
 
 
 def one_line(error: BaseException) -> str:

@@ -35,9 +35,8 @@ def own_device() -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = False
     if not torch.cuda.is_available():
-        return torch.device(
-            "mps" if torch.backends.mps.is_available() and torch.__version__ >= (2, 14) and world_size() == 1 else "cpu"
-        )
+        mps = torch.backends.mps.is_available() and torch.__version__ >= (2, 14) and world_size() == 1
+        return torch.device("mps" if mps else "cpu")
     if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise ValueError(f"more processes than GPUs: set --nproc_per_node to {torch.cuda.device_count()} at most")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -50,14 +49,12 @@ def connect(device: torch.device) -> None:
 
     Processes that torchrun starts again may find the addresses of the dead ones in its store and wait for them (pytorch
     issue 135712): each start gets its own names. Several machines need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
-
-    What the processes tell each other in between (see `from_all`) lies on the CPU and goes over gloo, so that it never
-    waits for a GPU.
     """
     if world_size() > 1:
         store, *_ = next(dist.rendezvous("env://"))
         if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
             store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # gloo beside nccl, so that what `from_all` sends, on the CPU, never waits for a GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
 
@@ -80,10 +77,8 @@ def check_same_everywhere(values: dict[str, object]) -> None:
     names = [name for name, _ in from_all([(name, str(value)) for name, value in values.items()])]
     different = sorted({name for name in names if names.count(name) > 1})  # equal entries have been merged
     if different:
-        raise ValueError(
-            f"the processes differ in {', '.join(different)}; give all machines the same command and data, and an "
-            "--output-dir that they share"
-        )
+        remedy = "give all machines the same command and data, and an --output-dir that they share"
+        raise ValueError(f"the processes differ in {', '.join(different)}; {remedy}")
 
 
 @contextmanager

@@ -266,12 +266,6 @@ def test_a_note_counts_clips_pairs_and_what_is_left_out_and_masks_are_no_clips(t
     assert len(VideoPairs(unknown)) == 39  # by its name, whatever the ending
 
 
-def test_frames_of_different_sizes_are_reported_by_path_and_sizes(tmp_path):
-    write_image(tmp_path / "0.png", (24, 32)), write_image(tmp_path / "1.png", (24, 40))
-    with raises_one_line(data.BadFile, f"{tmp_path}, frames 0.png and 1.png: 32x24 px and 40x24 px", "one size"):
-        VideoPairs(tmp_path)[0]
-
-
 # --------------------------------------------------------------------------------------------------- images of labels
 
 
@@ -328,12 +322,8 @@ def test_the_palettes_of_davis_of_greys_and_of_few_colours_and_black_and_white_i
 def test_grey_of_few_bits_holds_numbers_as_they_are_stored(bits, tmp_path):
     ids = random_ids(0, range(2**bits), 6, 16)
     rows = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(6, -1), axis=1)
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", 16, 6, bits, 0, 0, 0, 0), b"IEND": b""}
-    chunks = {
-        b"IHDR": chunks[b"IHDR"],
-        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
-        b"IEND": b"",
-    }
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 16, 6, bits, 0, 0, 0, 0)}
+    chunks |= {b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), b"IEND": b""}
     parts = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items())
     (tmp_path / "ids.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     np.testing.assert_array_equal(data.read_ids(tmp_path / "ids.png"), ids)
@@ -509,11 +499,6 @@ def test_every_crop_occurs_and_the_order_is_swapped_and_each_axis_flipped_in_hal
         drawn.append([bool(image[0, 0] > value) for value in (other[0, 0], image[0, 1], image[1, 0])])
     assert corners == {x + 10 * y for x in range(3) for y in range(3)}
     assert all(0.42 < share < 0.58 for share in np.mean(drawn, axis=0))
-
-
-def test_a_frame_smaller_than_the_crop_is_an_error_with_both_sizes_and_the_remedy():
-    with raises_one_line(ValueError, "height 30 and width 40, smaller than --crop 31 32; use a smaller --crop"):
-        FlowAugmentation((31, 32))(*torch.zeros(2, 3, 30, 40, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("axis", [1, 2])

@@ -7,10 +7,8 @@ import os
 import signal
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from unittest.mock import Mock, call
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,23 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import cut_short, raises_one_line, torchrun
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine import faults, processes
-from engine.checkpoint import (
-    as_json,
-    check_same_run,
-    newest_checkpoint,
-    read_config,
-    replacing,
-    save_checkpoint,
-    write_json,
-)
-from engine.faults import Faults, run_command
+from engine.checkpoint import newest_checkpoint, replacing, save_checkpoint, write_json
+from engine.faults import run_command
 from engine.log import Log, environment, write_picture
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -120,58 +108,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     cut_short(tmp_path / "checkpoint.1.pt")
     with raises_one_line(ValueError, tmp_path / "checkpoint.pt", tmp_path / "checkpoint.1.pt"):
         newest_checkpoint(tmp_path, load)
-
-
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 0.5
-    widths: tuple[int, ...] = (1, 2)
-
-
-@dataclass(frozen=True)
-class Settings:
-    name: str = "a"
-    folder: Path = Path("runs/a")
-    init: Path | None = None
-    sets: tuple[str, ...] = ()
-    steps: int | None = None
-    compile: bool = False
-    inner: Inner = field(default_factory=Inner)
-
-
-texts = st.text(min_size=1, max_size=9).filter(lambda text: "\x00" not in text)
-inners = st.builds(Inner, st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers()).map(tuple))
-settings = st.builds(
-    Settings, texts, texts.map(Path), st.none() | texts.map(Path), st.lists(texts).map(tuple),
-    st.none() | st.integers(), st.booleans(), inners,
-)  # fmt: skip
-
-
-@given(settings)
-def test_a_configuration_comes_back_from_its_file(tmp_path_factory, config):
-    path = tmp_path_factory.mktemp("config") / "config.json"
-    write_json(path, as_json(config))
-    assert read_config(path, Settings) == config
-    check_same_run(path, json.loads(path.read_text()), as_json(config))
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "3", '{"gravity": 1}', '{"inner": 3}', "\x00"])
-def test_a_file_that_is_no_configuration_is_one_line(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with raises_one_line(ValueError, "config.json: not the config.json of a run of this version"):
-        read_config(tmp_path / "config.json", Settings)
-
-
-def test_fields_that_differ_are_named_unless_they_may():
-    here = as_json(Settings(name="b", steps=3, inner=Inner(rate=2)))
-    there = as_json(Settings()) | {"old": 1}
-    words = ("a.pt belongs to a run", "(inner.rate: 0.5 there, 2 here; old: 1 there, None here; steps: None there, 3")
-    with raises_one_line(ValueError, *words):
-        check_same_run(Path("a.pt"), there, here, ("name",))
-    check_same_run(Path("a.pt"), there, here, ("name", "steps", "old", "inner.rate"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the record
@@ -327,30 +263,6 @@ def test_a_later_signal_ends_the_process_at_once_and_an_echo_of_the_first_does_n
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
-
-
-def test_a_bad_file_is_reported_once_also_after_a_stop():
-    log = Mock(Log)
-    first = Faults(log, {"frames": 2, "images": 0}, {})
-    first.step(1, [("frames", "a.png: cut"), ("frames", "a.png: cut"), ("signal", "SIGTERM")])
-    again = Faults(log, {"frames": 2, "images": 0}, json.loads(json.dumps(first.state())))
-    again.step(2, [("frames", "a.png: cut"), ("frames", "b.png: cut")])
-    assert log.event.mock_calls == [call(1, {"bad_file": "a.png: cut"}), call(2, {"bad_file": "b.png: cut"})]
-    log.say.assert_called_with("bad file 2 of at most 2 frames, the next takes its place: b.png: cut")
-    with raises_one_line(ValueError, "3 frames cannot be used, and --bad-files allows 2", "a.png: cut"):
-        again.step(3, [("frames", "c.png: cut")])
-    with raises_one_line(ValueError, "1 images cannot be used, and --bad-files allows 0"):
-        first.step(3, [("images", "d.png: cut")])
-
-
-def test_ten_bad_steps_in_a_row_are_too_many_and_a_good_one_starts_anew():
-    watch = Faults(log := Mock(Log), {}, {})
-    for step in range(1, 20):
-        watch.step(step, [("not finite", "cycle")] * (step != 10))
-    assert watch.skipped == log.say.call_count == 18
-    log.event.assert_called_with(19, {"skipped": ["cycle"]})
-    with raises_one_line(ValueError, "10 steps in a row were not finite (cycle)"):
-        Faults(log, {}, watch.state()).step(20, [("not finite", "cycle")])
 
 
 @pytest.mark.parametrize(

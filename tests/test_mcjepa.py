@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from helpers import close, normal, uniform
+from helpers import close, normal, raises_one_line, uniform
 from torch.nn.parallel import DistributedDataParallel
 
 import encoder
@@ -63,10 +63,8 @@ def test_either_batch_may_be_absent_but_not_both():
 
 @pytest.mark.parametrize("level_flow", ["entering", "leaving"])
 def test_the_flow_terms_are_eqs_2_to_5_in_both_directions_eqs_2_and_5_over_all_levels(level_flow, monkeypatch):
-    model, images = (
-        small_model(level_flow=level_flow, smoothness_order=1),
-        pairs(1, 128, 128),
-    )  # the coarsest level has 2 x 2 cells
+    model = small_model(level_flow=level_flow, smoothness_order=1)
+    images = pairs(1, 128, 128)  # the coarsest level has 2 x 2 cells
     flows = [2 * normal(side, 2, 2, side, side) for side in (2, 4, 8, 16, 32)]  # from 1 to 2, and from 2 to 1
     monkeypatch.setattr(mcjepa, "estimate_flow_pyramid", lambda *_: flows)
     terms = model(video=images, masks=False).unweighted
@@ -102,13 +100,6 @@ def test_coarse_levels_are_eqs_3_and_4_on_shrunk_images_each_with_half_the_weigh
         each = [reconstruction_loss(shrunk[i : i + 1], warped[i : i + 1], mask[i : i + 1]) for i in range(4)]
         expected += weight * (1.3 * sum(each) / 4 + 0.7 * smoothness_loss(flow / side, shrunk))
     close(model._coarse_image_losses(images, flows, visible), expected)
-
-
-def test_the_order_of_the_pairs_and_of_the_two_frames_does_not_matter():
-    model, (x, y) = small_model(), pairs(3)
-    expected = model(video=(x, y)).unweighted
-    for video in ((x[[2, 0, 1]], y[[2, 0, 1]]), (y, x)):
-        torch.testing.assert_close(model(video=video).unweighted, expected)
 
 
 def test_the_flow_terms_of_a_batch_are_the_mean_over_its_pairs_however_much_of_each_is_visible():
@@ -158,15 +149,10 @@ def test_masks_leave_out_occluded_pixels_except_in_the_warm_up(occlusion):
 
 def test_eq_6_takes_each_frame_alone_and_the_pooled_features_of_images_where_it_is_asked_to():
     together, apart = (small_model(each_frame=each)(video=pairs()).unweighted for each in (False, True))
-    pyramid, weights = (
-        small_model().encode(torch.cat(pairs())),
-        zip(LossConfig().variance, LossConfig().covariance, strict=True),
-    )
-    expected = sum(
-        variance_covariance_loss(frames, *level) / 2
-        for features, level in zip(pyramid, weights, strict=True)
-        for frames in features.chunk(2)
-    )
+    expected, config = 0.0, LossConfig()
+    pyramid = small_model().encode(torch.cat(pairs()))
+    for features, *weights in zip(pyramid, config.variance, config.covariance, strict=True):
+        expected += sum(variance_covariance_loss(frames, *weights) / 2 for frames in features.chunk(2))
     close(apart["variance_covariance"], expected)
     assert {name for name in FLOW_TERMS if together[name] != apart[name]} == {"variance_covariance"}
     views, model = pairs(4), small_model(pooled=(0.5, 0.25))
@@ -316,18 +302,8 @@ def test_what_is_no_image_in_0_to_1_is_refused(tmp_path):
     x, grey_16 = uniform(0, 3, 8, 8), PIL.Image.fromarray(np.full((8, 8), 3000, np.uint16))
     grey_16.save(tmp_path / "16.png")
     as_batch = getattr(encoder.as_batch, "__wrapped__", encoder.as_batch)  # as for users, who run without checks
-    wrong = [
-        255 * x,
-        x.permute(1, 2, 0),
-        x * math.nan,
-        x.int(),
-        x[0],
-        None,
-        [x],
-        np.ones((2, 8, 8, 3)),
-        np.ones((8, 8)),
-    ]
-    for images in (*wrong, grey_16, tmp_path / "16.png"):
+    wrong = [255 * x, x.permute(1, 2, 0), x * math.nan, x.int(), x[0], None, [x], grey_16, tmp_path / "16.png"]
+    for images in (*wrong, np.ones((2, 8, 8, 3)), np.ones((8, 8))):
         with pytest.raises(ValueError, match=r"images are|16 or 32 bits"):
             as_batch(images, torch.ones(1))
     with pytest.raises(FileNotFoundError, match="none.png"):
@@ -347,11 +323,8 @@ def test_wrong_calls_are_reported_in_one_line():
 @pytest.mark.parametrize("task", ["mcjepa", "vicreg"])
 def test_weights_to_hand_on_hold_encoder_and_estimator_and_load_as_the_checkpoint_does(task, tmp_path):
     model = small_model(task).float().eval()
-    config = {
-        "model": asdict(ModelConfig("pwc", 0.125, expander=(32, 32, 32))),
-        "loss": asdict(LossConfig()),
-        "task": task,
-    }
+    settings = {"model": ModelConfig("pwc", 0.125, expander=(32, 32, 32)), "loss": LossConfig()}
+    config = {name: asdict(each) for name, each in settings.items()} | {"task": task}
     mcjepa.save_weights(model, tmp_path / "model.safetensors", config, 7)
     loaded, image = mcjepa.load_model(tmp_path / "model.safetensors"), uniform(0, 1, 3, 32, 32).float()
     assert loaded.expander is None and not loaded.training
@@ -362,28 +335,19 @@ def test_weights_to_hand_on_hold_encoder_and_estimator_and_load_as_the_checkpoin
     ]
 
 
-class RunsCode:
-    def __reduce__(self):
-        return (open, ("/tmp/mcjepa_must_not_exist", "w"))
-
-
-def test_a_missing_damaged_or_foreign_checkpoint_and_one_that_would_run_code_give_one_line(tmp_path):
-    for name, content in {"foreign": {"weights": 1}, "code": {"model": RunsCode(), "config": {}, "step": 0}}.items():
-        torch.save(content, tmp_path / f"{name}.pt")
+def test_a_missing_damaged_or_foreign_checkpoint_gives_one_line(tmp_path):
+    torch.save({"weights": 1}, tmp_path / "foreign.pt")
     torch.save({"model": small_model().state_dict(), "config": {}, "step": 0}, tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
     middle = len(whole) // 2
     one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]  # only the checksums show it
-    for name, content in {"cut": whole[:1000], "bit": one_bit, "text": b"not a checkpoint"}.items():
-        (tmp_path / f"{name}.pt").write_bytes(content)
+    (tmp_path / "cut.pt").write_bytes(whole[:1000]), (tmp_path / "bit.pt").write_bytes(one_bit)
     mcjepa.save_weights(small_model(), tmp_path / "cut.safetensors", {}, 0)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"^\S*cut.safetensors: not a checkpoint.*$"):
-        load_checkpoint(tmp_path / "cut.safetensors")
-    for name in ("foreign", "code", "cut", "bit", "text"):
-        with pytest.raises(ValueError, match=rf"^\S*{name}.pt: not a checkpoint.*$"):
-            load_checkpoint(tmp_path / f"{name}.pt")
-    with pytest.raises(FileNotFoundError, match="none.pt: no such checkpoint"):
+    for name in ("foreign.pt", "cut.pt", "bit.pt", "cut.safetensors"):
+        with raises_one_line(ValueError, f"{tmp_path / name}: not a checkpoint"):
+            load_checkpoint(tmp_path / name)
+    with raises_one_line(FileNotFoundError, "none.pt: no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="a folder; name the file in it, such as .*checkpoint.pt"):
+    with raises_one_line(FileNotFoundError, "a folder; name the file in it, such as ", "checkpoint.pt"):
         load_checkpoint(tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import torchrun, write_frames, write_image
+from helpers import raises_one_line, torchrun, write_frames, write_image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -588,8 +588,15 @@ def test_the_config_file_of_a_run_reproduces_it(whole, tmp_path):
 
 def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_default(tmp_path):
     for name, preset in train.PRESETS.items():
-        checkpoint.write_json(tmp_path / "config.json", checkpoint.as_json(preset))
-        assert train.parse([str(tmp_path / "config.json")]) == train.parse([name]) == preset
+        every_kind = replace(preset, init=Path("a\udcfc ü.pt"), sets=("kitti", "hd1k"), max_steps=3, compile=True)
+        for config in (every_kind, preset):
+            checkpoint.write_json(tmp_path / "config.json", checkpoint.as_json(config))
+            assert train.parse([str(tmp_path / "config.json")]) == config
+        assert train.parse([name]) == preset
+    for content in ("", "[1]", "3", '{"gravity": 1}', '{"loss": 3}', "\x00"):
+        (tmp_path / "config.json").write_text(content)
+        with raises_one_line(ValueError, "config.json: not the config.json of a run of this version"):
+            train.parse([str(tmp_path / "config.json")])
     older = checkpoint.as_json(train.Config())
     del older["loss"]["level_flow"]  # today's default might not be what that run had
     checkpoint.write_json(tmp_path / "config.json", older)
