@@ -5,6 +5,7 @@ losses = model(video=(image_1, image_2), views=(view_1, view_2))
 losses.total.backward()                                 # Eq. 7
 flow = model.estimate_flow(image_1, image_2)            # (b, 2, h, w) in pixels, for images of any size
 
+model = load_model("small")                             # trained weights that come with the code
 model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py has trained
 """
 
@@ -41,6 +42,8 @@ from losses import (
     vicreg_loss,
 )
 
+SHIPPED = {"small": Path(__file__).parent / "assets" / "mcjepa-small.safetensors"}
+"""Trained weights that come with the code, by name (assets/README.md has their card)."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HIT_OFTEN_ENOUGH = 0.2  # a pixel that the range map hits less is occluded (field: DDFlow, ARFlow)
 
@@ -422,12 +425,15 @@ def save_weights(model: MCJEPA, path: str | Path, config: dict, step: int) -> No
 
 
 def load_weights(path: str | Path) -> dict:
-    """What torch or `save_weights` has saved, on the CPU. Nothing in the file is executed (`weights_only=True`).
+    """What torch or `save_weights` has saved, on the CPU; `path` may be a name in SHIPPED.
+
+    Nothing in the file is executed (`weights_only=True`).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
+    path = SHIPPED.get(str(path), path)
     if not Path(path).is_file():
         hint = f" (a folder; name the file in it, such as {Path(path, 'checkpoint.pt')})" if Path(path).is_dir() else ""
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
@@ -479,7 +485,7 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
-    """The model of a checkpoint or of a file of `save_weights` (which has no expander), in eval mode.
+    """The model of a checkpoint, of a file of `save_weights` (which has no expander), or a name in SHIPPED, in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.

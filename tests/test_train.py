@@ -463,6 +463,27 @@ def test_every_step_gets_its_learning_rates_its_masks_and_its_share_of_eq_6(monk
         assert used[4:] == sorted(used[4:], reverse=True) and used[4] < full
 
 
+def test_the_balance_moves_to_the_wanted_ratio_of_the_gradients_on_the_encoder():
+    opened = train.open_run(config_of("--flow-start-epoch", 0, "--output-dir", "none", "--loss.gradient-ratio", 0.5))
+    batch = tuple(tuple(torch.rand(2, n, 3, side, side)) for n, side in ((2, 64), (4, 32)))
+    model, norms, balances = opened.model, [], []
+    for flow_steps in (0, 5, 10):
+        for task in (0, 1):  # each task alone, as the step will see it
+            model.zero_grad()
+            weights = {name: x.clone() for name, x in model.state_dict().items()}
+            alone = model(video=batch[0], masks=False, regularisation=1.0) if task == 0 else model(views=batch[1])
+            alone.total.backward()
+            norms.append(float(get_total_norm([p.grad for p in model.encoder.parameters() if p.grad is not None])))
+            model.load_state_dict(weights)
+        numbers, _ = train.take_step(opened, model, 6, flow_steps, batch, [])
+        balances.append(float(model.flow_balance))
+        assert ("gradient_ratio" in numbers) == (flow_steps != 5)
+        if flow_steps != 5:
+            assert float(numbers["gradient_ratio"]) == pytest.approx(norms[-2] / norms[-1], rel=1e-3)
+    assert balances[0] == balances[1] == pytest.approx(0.5 / (norms[0] / norms[1]), rel=1e-3)
+    assert balances[2] == pytest.approx(balances[0] * (0.8 + 0.2 * 0.5 / (norms[4] / norms[5])), rel=1e-3)
+
+
 def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monkeypatch, tmp_path):
     norms, step = {}, torch.optim.AdamW.step
 
