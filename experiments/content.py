@@ -38,8 +38,8 @@ def measure(folder: Path, model: str, seed: int) -> dict[str, float]:
         common = {"model": model, "encoder": "pwc", "seed": seed}
         segmentation = run_segmentation(SegmentationConfig(output_dir=folder / "segmentation", **common))
         videos = [
-            run_video(VideoConfig(output_dir=folder / name, standardise=standardise, **common))
-            for name, standardise in (("video", False), ("video_standardised", True))
+            run_video(VideoConfig(output_dir=folder / name, centre=centre, **common))
+            for name, centre in (("video", "none"), ("video_standardised", "standardise"))
         ]
         values = (segmentation["miou"], *(video["mean"]["J&F"] for video in videos))
         path.write_text(json.dumps({name: 100 * value for name, value in zip(MEASURES, values, strict=True)}))
