@@ -164,11 +164,10 @@ class ResNetPyramid(nn.Module):
 
 
 class SmallResNetPyramid(nn.Module):
-    """A narrow ResNet with 5 levels: strides 32 ... 2, channels 512 ... 32; for images and budgets too small for the rest.
+    """A narrow ResNet with 5 levels, strides 32 ... 2, channels 512 ... 32, for small images and short trainings.
 
-    torchvision's basic blocks, `blocks` in each of four stages of stride 2, after a 3 x 3 convolution of stride 2 in the
-    place of ResNet's 7 x 7 and max-pooling, which would leave little of an image of 48 px. One block a stage has 4.9M
-    parameters, two 11.1M.
+    Four stages of stride 2 have `blocks` of torchvision's basic blocks each (1: 4.9M parameters, 2: 11.2M). They follow
+    a 3 x 3 convolution of stride 2: ResNet's 7 x 7 and max-pooling would leave little of an image of 48 px.
     """
 
     channels = (512, 256, 128, 64, 32)

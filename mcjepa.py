@@ -100,7 +100,7 @@ class LossConfig:
     """Variance and covariance weights of Eq. 6 on the pooled features of images (second-hand: 0.01 0.04; ours: 0)."""
     flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6 (paper, Figure 5 (3): 0.1).
     gradient_ratio: float = 0.0
-    """If not 0, train.py moves the balance so that the gradient of the flow losses on the encoder has this share of that
+    """If not 0, train.py moves the balance until the gradient of the flow losses on the encoder is this share of that
     of the content losses (ours: 0, a fixed balance)."""
     vicreg_invariance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_variance: float = 25.0  # (field, VICReg's official code: 25)
@@ -485,7 +485,7 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
-    """The model of a checkpoint, of a file of `save_weights` (which has no expander), or a name in SHIPPED, in eval mode.
+    """The model of a checkpoint, a file of `save_weights` (which has no expander), or a name in SHIPPED; in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.

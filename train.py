@@ -7,10 +7,10 @@
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
-The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run writes to
---output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end), config.json,
-environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it after a step,
-with a checkpoint; the same command continues it from there, exactly.
+The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run
+writes to --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end),
+config.json, environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it
+after a step, with a checkpoint; the same command continues it from there, exactly.
 """
 
 import math
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,7 @@ from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, V
 from engine import checkpoint, processes
 from engine.faults import Faults, Report, run_command
 from engine.log import Log, environment
-from evaluate import flow_errors_on_shapes, flow_figure, shapes_pairs
+from evaluate import flow_errors_on_shapes, flow_figure, search_on_shapes, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
@@ -95,7 +96,8 @@ class Config:
     log_every: int = 20  # Steps between two lines of metrics.
     checkpoint_every: int = 1000  # Steps between two checkpoints; one more after each epoch.
     bad_files: float = 0.01  # Share of the files that may be unusable: each is reported, and the next takes its place.
-    validation_pairs: int = 20  # Unseen MovingShapes pairs that the flow is measured on after each epoch.
+    validation_pairs: int = 20
+    """Unseen MovingShapes pairs that flow is measured on after each epoch, and content on ten times as many shapes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -505,20 +507,40 @@ def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, 
     return [(*map(as_floats, readable[(i, i * len(videos.data) // 3)][0]), None) for i in range(3)]
 
 
-def validate(run: Run, log: Log, step: int) -> float:
-    """Measures the flow on unseen MovingShapes, and draws that of three pairs; returns the end-point error."""
+@lru_cache(maxsize=1)
+def texture_of_random_weights(config: ModelConfig, count: int) -> float:
+    """What `search_on_shapes` finds with an encoder that has learned nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = MCJEPA(replace(config, expander=(1,)), task="vicreg")
+    return search_on_shapes(model, count)["texture"]
+
+
+def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
+    """Measures content, and flow once it has started, on unseen MovingShapes, and draws the flow of three pairs.
+
+    Returns the end-point error, infinite before the flow's start.
+    """
     config, model, epoch = run.config, run.model.eval(), math.ceil(step / run.plan.per_epoch)
-    errors = flow_errors_on_shapes(model, config.validation_pairs, config.crop)
-    log.write(step, {f"validation/{name}": value for name, value in errors.items()})
-    measured = f"end-point error {errors['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs"
-    log.say(f"epoch {epoch}: {measured} (zero flow {errors['epe_zero']:.2f})")
-    figures = []
-    for image_1, image_2, truth in pairs_to_draw(config, run.videos):
-        flow = model.estimate_flow(*(image[None].to(run.device) for image in (image_1, image_2)))
-        figures.append(flow_figure(image_1, image_2, flow[0].cpu(), truth))
-    log.picture(f"epoch_{epoch:03d}", step, torch.cat(figures, dim=1))
+    count, numbers, said = 10 * config.validation_pairs, {"epe": math.inf}, []
+    if flow_started:
+        numbers = flow_errors_on_shapes(model, config.validation_pairs, config.crop)
+        measured = f"end-point error {numbers['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs"
+        said.append(f"{measured} (zero flow {numbers['epe_zero']:.2f})")
+        figures = []
+        for image_1, image_2, truth in pairs_to_draw(config, run.videos):
+            flow = model.estimate_flow(*(image[None].to(run.device) for image in (image_1, image_2)))
+            figures.append(flow_figure(image_1, image_2, flow[0].cpu(), truth))
+        log.picture(f"epoch_{epoch:03d}", step, torch.cat(figures, dim=1))
+    elif run.videos:
+        said.append(f"flow starts in epoch {run.plan.flow_start // run.plan.per_epoch + 1}")
+    texture, untrained = search_on_shapes(model, count)["texture"], texture_of_random_weights(config.model, count)
+    said.append(f"{texture:.1%} of {count} textures found in other colours (random weights {untrained:.1%})")
+    log.say(f"epoch {epoch}: {'; '.join(said)}")
+    error, content = numbers["epe"], {"texture": texture, "texture_random": untrained}
+    log.write(step, {f"validation/{name}": x for name, x in (numbers | content).items() if math.isfinite(x)})
     model.train()
-    return errors["epe"]
+    return error
 
 
 def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> None:
@@ -593,12 +615,9 @@ def train(config: Config) -> None:
             epoch_ends = done % plan.per_epoch == 0 or done == plan.end
             stop = [name for kind, name in reports if kind == "signal"]
             improved = False
-            if main and epoch_ends and flow_steps:
-                error = validate(run, log, done)
+            if main and epoch_ends:
+                error = validate(run, log, done, flow_started=flow_steps > 0)
                 improved, best = error < best, min(best, error)
-            elif epoch_ends and run.videos:
-                epoch, first = math.ceil(done / plan.per_epoch), plan.flow_start // plan.per_epoch + 1
-                log.say(f"epoch {epoch}: flow starts in epoch {first}")
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
             if stop:
