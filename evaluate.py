@@ -49,7 +49,7 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import PALETTE, VOID, LabelledImages, MissingSet, Stream, VideoPairs, load_image, make_loader
+from data import MissingSet, Stream, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
@@ -67,7 +67,7 @@ from mcjepa import (
 )
 from sources import flow_benchmarks, label_sets
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
-from sources.label_sets import ImageClasses, ObjectVideo
+from sources.label_sets import PALETTE, VOID, ImageClasses, LabelledImages, ObjectVideo
 from sources.moving_shapes import MovingShapes, Objects, ShapeLabels, recoloured_objects
 
 UNSEEN_SEED = 1_618_033_988

@@ -36,9 +36,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from data import PALETTE, load_image, read_ids  # noqa: E402
+from data import load_image  # noqa: E402
 from mcjepa import load_checkpoint, load_model  # noqa: E402
 from sources.flow_benchmarks import read_flow, write_flow  # noqa: E402
+from sources.label_sets import PALETTE, read_ids  # noqa: E402
 
 
 class Row(NamedTuple):

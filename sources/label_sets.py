@@ -7,7 +7,8 @@ following objects through the videos of DAVIS. Each set lies one folder below th
     videos, notes = find_masked_videos(Path("DATA"), "val", "2017")
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +18,108 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 import data
-from data import VOID, LabelledImages, MissingSet, load_labelled, read_ids, size_text
+from data import BadFile, MissingSet, load_image, open_image, size_text
 from sources import find_set, read_lines, read_table, set_folders, visible_glob
+
+# ---------------------------------------------------------------------------------------------- labels of every pixel
+
+VOID = 255
+"""The class of pixels that do not count."""
+PALETTE = np.array(
+    [[sum((n >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)] for n in range(256)],
+    np.uint8,
+)
+"""The colour of each number in Pascal VOC and DAVIS, (256, 3): its bits, three at a time."""
+
+
+def packed(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as single numbers, 0xRRGGBB."""
+    return colours.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+
+
+NUMBERS = {0xFFFFFF: VOID} | {colour: number for number, colour in enumerate(packed(PALETTE).tolist())}
+"""The number of each colour of PALETTE; white is VOID."""
+
+
+def read_ids(path: Path, numbers: dict[int, int] = NUMBERS) -> UInt8[Tensor, "h w"]:
+    """The numbers in an image of labels or masks: those of one channel, or `numbers` of its colours (0xRRGGBB).
+
+    The order of a palette says nothing, since programs change it, unless two places have one colour. Greys that are not
+    all in `numbers` are numbers themselves. ValueError for other colours, numbers beyond 255, or a damaged image.
+    """
+    with open_image(path) as image:
+        mode, packing, palette = image.mode, str(image.tile), image.getpalette() or []
+        values = np.array(image.convert("RGB") if mode == "RGBA" else image)
+    if mode in ("P", "RGB", "RGBA"):
+        if mode == "P":  # a place beyond the palette stands for itself
+            colours = packed(np.array([*palette, *np.arange(len(palette) // 3, 256).repeat(3)]).reshape(256, 3))
+        else:
+            colours, values = np.unique(packed(values), return_inverse=True)
+        colours, greys = colours.tolist(), {0x010101 * n: n for n in range(256)}
+        used = {place: colours[place] for place in np.unique(values).tolist()}
+        is_ramp = all(greys.get(colour) == place for place, colour in used.items())
+        if mode != "P" or not (is_ramp or any(colours.index(colour) < place for place, colour in used.items())):
+            table = next((known for known in (numbers, greys) if known.keys() >= {*used.values()}), None)
+            if table is None:
+                raise ValueError(f"{path}: colours where numbers belong; save the numbers as a grey png")
+            values = np.array([table.get(colour, 0) for colour in colours])[values]
+    elif "L;2" in packing or "L;4" in packing:  # Pillow spreads them over 0 to 255
+        values //= 85 if "L;2" in packing else 17
+    elif values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > 255:
+        raise ValueError(f"{path}: an image of mode {mode}; labels are a png of one channel with numbers up to 255")
+    return torch.from_numpy(values.astype(np.uint8))
+
+
+def load_labelled(path: Path, labels: UInt8[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
+    """The image of these labels: as it is stored, or upright by EXIF if it has their size only then; or ValueError."""
+    for upright in (False, True):
+        image = load_image(path, upright)
+        if image.shape[1:] == labels.shape:
+            return image
+    raise ValueError(f"{path}: {size_text(image)}, but its labels are {size_text(labels)}")
+
+
+@dataclass(eq=False)
+class LabelledImages(Dataset):
+    """Images with a class for each pixel: (uint8 (3, h, w) RGB, int64 (h, w)), VOID where a pixel does not count.
+
+    `files` are images and their labels. `tables` give, by the ending of the labels' names, the class of each number
+    that may be stored there. `colours`, uint8 (classes, 3), are those of pictures; `notes` are for the report.
+    BadFile on reading a damaged file, labels of another size than the image, or a number that is no class.
+    """
+
+    files: Sequence[tuple[Path, Path]]
+    tables: dict[str, dict[int, int]]
+    classes: Sequence[str]
+    colours: np.ndarray
+    notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def file_count(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
+        path, labels_path = self.files[index]
+        classes = next(table for ending, table in self.tables.items() if labels_path.name.endswith(ending))
+        colours = packed(self.colours).tolist()
+        numbers = {colours[c]: number for number, c in classes.items() if c != VOID and colours.count(colours[c]) == 1}
+        ids = read_ids(labels_path, {0: VOID, 0xE0E0C0: VOID} | numbers)  # void is black, or in VOC ivory
+        table = torch.full((256,), -1)
+        table[list(classes)] = torch.tensor(list(classes.values()))
+        labels = table[ids.long()]
+        if (labels < 0).any():
+            raise BadFile(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")
+        return load_labelled(path, ids), labels
+
 
 # -------------------------------------------------------------------------------------------------- images with labels
 
@@ -181,7 +277,7 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
         classes = classes or {label: number for number, label in enumerate(dict.fromkeys(labels))}
         if strangers := set(labels) - set(classes):
             raise ValueError(f"{folder}: the folder {min(strangers)} is no class of {root / 'train'}")
-        images = [data.load_image(path) for path in paths]
+        images = [load_image(path) for path in paths]
         if size:
             images = [F.resize(image, [size, size], antialias=True) for image in images]
         other = next((place for place, image in enumerate(images) if image.shape != images[0].shape), None)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data import PALETTE
+from sources.label_sets import PALETTE
 
 SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
 TEXTURE_SIZE, SILHOUETTE_SIZE, TEXTURES = 256, 128, 24

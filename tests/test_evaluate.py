@@ -28,10 +28,11 @@ from torchvision.transforms.functional import normalize
 from torchvision.utils import flow_to_image
 
 import evaluate
-from data import VOID, MissingSet
+from data import MissingSet
 from engine.log import Log
 from evaluate import Config, SegmentationConfig, VideoConfig, follow_objects, run_segmentation, run_video
 from mcjepa import IMAGENET_MEAN, IMAGENET_STD, MCJEPA, LossConfig, ModelConfig, pad_to_multiple
+from sources.label_sets import VOID
 from sources.moving_shapes import MovingShapes
 
 ROOT = Path(__file__).parents[1]

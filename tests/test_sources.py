@@ -17,7 +17,17 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import expand, raises_one_line, random_ids, seeds, write_benchmark, write_ids, write_image, write_images
+from helpers import (
+    cut_short,
+    expand,
+    raises_one_line,
+    random_ids,
+    seeds,
+    write_benchmark,
+    write_ids,
+    write_image,
+    write_images,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,9 +38,18 @@ from torchvision.datasets import _optical_flow, utils
 
 import sources.moving_shapes
 import sources.training_sets
-from data import VOID, FlowAugmentation, FramePairs, MissingSet, ShardedStream, Stream, load_image, make_loader
+from data import FlowAugmentation, FramePairs, MissingSet, ShardedStream, Stream, load_image, make_loader
 from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, submission_name, write_flow
-from sources.label_sets import LABEL_SETS, LabelAugmentation, find_labels, find_masked_videos
+from sources.label_sets import (
+    LABEL_SETS,
+    PALETTE,
+    VOID,
+    LabelAugmentation,
+    LabelledImages,
+    find_labels,
+    find_masked_videos,
+    read_ids,
+)
 from sources.moving_shapes import (
     SHAPE_CLASSES,
     TEXTURES,
@@ -651,6 +670,129 @@ def test_a_file_of_another_size_is_named_with_both_sizes(name, place, words, tmp
 
 
 # ----------------------------------------------------------------------------------------------------------- label_sets
+
+
+def test_the_palette_is_that_of_pascal_voc_bit_by_bit():
+    np.testing.assert_array_equal(PALETTE, helpers.voc_palette())
+    assert PALETTE.dtype == np.uint8 and PALETTE[[1, 15]].tolist() == [[128, 0, 0], [192, 128, 128]]
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16"])
+@given(seed=seeds, h=st.integers(1, 20), w=st.integers(1, 20))
+def test_numbers_are_read_as_they_were_written_in_every_kind_of_image(mode, seed, h, w):
+    ids = random_ids(seed, range(256), h, w)
+    with TemporaryDirectory() as folder:
+        read = read_ids(write_ids(Path(folder) / "ids.png", ids, mode))
+    assert read.dtype == torch.uint8
+    np.testing.assert_array_equal(read, ids)
+
+
+@given(seed=seeds, count=st.integers(2, 22), mode=st.sampled_from(["shuffled", "quantized"]))
+def test_a_palette_in_any_order_gives_the_numbers_of_its_colours(seed, count, mode):
+    numbers = np.random.default_rng(seed).choice([*range(22), 255], count, replace=False)
+    ids, colours = random_ids(seed, numbers), helpers.voc_palette()
+    order = np.random.default_rng(seed + 1).permutation(np.sort(numbers))
+    shuffled = Image.fromarray(np.argsort(order)[np.searchsorted(np.sort(numbers), ids)].astype(np.uint8))
+    shuffled.putpalette(colours[order].tobytes())
+    with TemporaryDirectory() as folder:
+        (shuffled if mode == "shuffled" else shuffled.convert("RGB").quantize(count)).save(f"{folder}/ids.png")
+        np.testing.assert_array_equal(read_ids(Path(folder, "ids.png")), ids)
+
+
+def test_the_palettes_of_davis_of_greys_and_of_few_colours_and_black_and_white_in_any_order(tmp_path):
+    ids, path = np.array([[0, 1, 21], [22, 254, 255]], np.uint8), tmp_path / "ids.png"
+    greys = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    davis = np.concatenate((helpers.voc_palette()[:22], greys[22:]))
+
+    def read(image, palette):
+        image = Image.fromarray(np.array(image, np.uint8))
+        image.putpalette(palette.tobytes())
+        image.save(path)
+        return read_ids(path).tolist()
+
+    assert read([[0, 1, 21], [255, 1, 0]], davis) == [[0, 1, 21], [255, 1, 0]]
+    assert read(ids[:, ::-1], greys[::-1]) == (255 - ids[:, ::-1]).tolist()
+    for padding in (0, 235):  # 255 has no colour, or that of the padding
+        colours = np.concatenate((helpers.voc_palette()[:21], np.zeros((padding, 3), np.uint8)))
+        assert read([[1, 20, 1], [255, 1, 20]], colours) == [[1, 20, 1], [255, 1, 20]]
+    assert read([[64, 128, 0]], greys) == [[64, 128, 0]]  # numbers of the palette of VOC too, but in the order of greys
+    assert read([[0, 1, 1]], greys[[255, 0]]) == [[255, 0, 0]] and read([[0, 1, 1]], greys[[0, 255]]) == [[0, 255, 255]]
+    with raises_one_line(ValueError, path, "colours where numbers belong"):
+        read([[0, 1, 2]], np.array([[0, 0, 0], [236, 95, 103], [249, 145, 87]], np.uint8))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_holds_numbers_as_they_are_stored(bits, tmp_path):
+    ids = random_ids(0, range(2**bits), 6, 16)
+    rows = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(6, -1), axis=1)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 16, 6, bits, 0, 0, 0, 0)}
+    chunks |= {b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), b"IEND": b""}
+    parts = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items())
+    (tmp_path / "ids.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(read_ids(tmp_path / "ids.png"), ids)
+
+
+@pytest.mark.parametrize("mode, suffix", [("I;16", "png"), ("I;16", "tif"), ("I", "tif")])
+def test_wide_numbers_are_read_up_to_255_and_are_an_error_beyond(tmp_path, mode, suffix):
+    ids = np.array([[0, 17], [254, 255]])
+    path = write_ids(tmp_path / f"fit.{suffix}", ids, mode)
+    assert Image.open(path).mode == mode and read_ids(path).tolist() == ids.tolist()
+    wide = write_ids(tmp_path / f"wide.{suffix}", ids + 1, mode)
+    with raises_one_line(ValueError, wide, f"mode {mode}", "255"):
+        read_ids(wide)
+
+
+@given(seed=seeds)
+def test_a_damaged_png_is_read_or_reported_and_nothing_else_is_raised(seed):
+    with TemporaryDirectory() as folder:
+        path = write_ids(Path(folder) / "ids.png", random_ids(seed, range(30), 20, 30))
+        helpers.damage(path, seed)
+        try:
+            assert read_ids(path).ndim == 2
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+def one_labelled(folder, ids, table, size=None, mode="P", colours=PALETTE):
+    image, labels = write_image(folder / "image.png", size or ids.shape), write_ids(folder / "labels.png", ids, mode)
+    return LabelledImages([(image, labels)], {"": table}, ("a", "b"), colours[:2])
+
+
+def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_path):
+    labels, ids, table = tmp_path / "labels.png", random_ids(0, [0, 1, 255]), {0: 0, 1: 1, 255: VOID}
+    assert torch.equal(one_labelled(tmp_path, ids, table, mode="RGB")[0][1], one_labelled(tmp_path, ids, table)[0][1])
+    with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
+        one_labelled(tmp_path, ids, table, mode="RGB", colours=PALETTE[2:])[0]  # those of another set
+    with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
+        two_alike = PALETTE[[1, 1]]  # as two classes of ADE20K
+        one_labelled(tmp_path, random_ids(0, [1]), table, mode="RGB", colours=two_alike)[0]
+    with raises_one_line(ValueError, f"{tmp_path / 'image.png'}: 15x12 px, but its labels are 16x12 px"):
+        one_labelled(tmp_path, ids, table, (12, 15))[0]
+    with raises_one_line(ValueError, f"{labels}: holds 255, which is no class"):
+        one_labelled(tmp_path, ids, {0: 0, 1: 1})[0]
+    for damaged in ("image.png", "labels.png"):
+        labelled = one_labelled(tmp_path, random_ids(0, [0, 1], 40, 50), table)
+        cut_short(tmp_path / damaged)
+        with raises_one_line(ValueError, tmp_path / damaged):
+            labelled[0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn", ["on the stored image", "on the upright one"])
+def test_labels_lie_on_the_pixels_they_were_drawn_on_whatever_the_orientation(orientation, drawn, tmp_path):
+    exif, stored = Image.Exif(), np.kron(random_ids(0, range(2), 3, 5), np.ones((8, 8), np.uint8))
+    exif[0x0112] = orientation
+    picture = Image.fromarray(255 * stored)
+    picture.save(tmp_path / "image.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "image.png"))) // 255
+    if drawn == "on the upright one" and orientation >= 5:  # otherwise the size does not tell
+        stored = upright
+    write_ids(tmp_path / "labels.png", stored, "L")
+    image, labels = LabelledImages(
+        [(tmp_path / "image.png", tmp_path / "labels.png")], {"": {0: 0, 1: 1}}, "ab", PALETTE
+    )[0]
+    assert torch.equal(image[0] // 255, labels)
+
 
 COUNTS = {"voc": 21, "cityscapes": 19, "ade20k": 150, "camvid": 11}
 IDS_OF_CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
