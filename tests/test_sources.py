@@ -30,7 +30,7 @@ from helpers import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import grid_sample
 from torch.utils.data import TensorDataset
 from torchvision import datasets
