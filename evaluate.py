@@ -1,4 +1,4 @@
-"""Measures a trained model: optical flow, segmentation, video object segmentation (Section 4 of MC-JEPA, Table 1).
+"""Measures a model: optical flow, segmentation, video objects (Section 4 of MC-JEPA, Table 1), nearest neighbours.
 
     python evaluate.py flow --model runs/pocket/checkpoint.pt                          # unseen MovingShapes
     python evaluate.py flow --model CHECKPOINT --data-root DATA --benchmark sintel
@@ -7,24 +7,31 @@
     python evaluate.py flow --model CHECKPOINT --data-root DATA --benchmark kitti2015 --split testing --export SUBMIT
     python evaluate.py segmentation --model CHECKPOINT --data-root DATA --benchmark voc [--finetune]
     python evaluate.py video --model CHECKPOINT --data-root DATA --benchmark davis2017 --export SUBMIT
+    python evaluate.py knn --model CHECKPOINT --data-root DATA                         # images in folders by class
     python evaluate.py features --model CHECKPOINT --video clip.mp4                    # a film of its features
     python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # all of it
 
 `--data-root` is the folder of a data set as its archive unpacks, or the folder above it; without it each command
-measures on MovingShapes. Numbers go to the screen and, with pictures, to `--output-dir`. The three protocols read
-alike: open the data, run the method on each item, measure it, draw it, print the table, write the report.
+measures on MovingShapes, where colour identifies nothing. Numbers go to the screen and, with pictures, to
+`--output-dir`. The protocols read alike: open the data, run the method on each item, measure it, draw it, print the
+table, write the report.
+
+For `knn` and `video`, an encoder's batch norm first takes its statistics from the images that are measured (of `knn`:
+trained) on, for random weights and trained ones alike: no row is ahead because its training saw such images.
 """
 
+import copy
 import hashlib
 import math
 import re
 import sys
-from collections import deque, namedtuple
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise, product
+from functools import partial
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -34,9 +41,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Int64, Integer, Shaped, UInt8
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
@@ -60,17 +68,17 @@ from mcjepa import (
 )
 from sources import flow_benchmarks, label_sets
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
-from sources.label_sets import ObjectVideo
-from sources.moving_shapes import MovingShapes, ShapeLabels
+from sources.label_sets import ImageClasses, ObjectVideo
+from sources.moving_shapes import MovingShapes, Objects, ShapeLabels, recoloured_objects
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
-SHAPES_SIZE, SHAPES_PAIRS, SHAPES_IMAGES, SHAPES_VIDEOS, SHAPES_FRAMES = 192, 200, 200, 20, 20
+SHAPES_SIZE, SHAPES_PAIRS, SHAPES_IMAGES, SHAPES_VIDEOS, SHAPES_FRAMES, SHAPES_OBJECTS = 192, 200, 200, 20, 20, 200
 """MovingShapes: height and width in pixels (the crop of the pocket preset), and how many of them are measured on."""
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, h, w) in [0, 1] to the flow (1, 2, h, w) from the first to the second, in pixels."""
-FeatureMethod = Callable[[Tensor], Tensor]
-"""An image (1, 3, h, w) in [0, 1] to features (d, h / stride, w / stride)."""
+FeatureMethod = Callable[[Tensor], list[Tensor]]
+"""An image (1, 3, h, w) in [0, 1] to levels of features, each (d, h / stride, w / stride)."""
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics
@@ -217,7 +225,7 @@ class Config:
 
     model: str
     """A checkpoint of train.py, random (before training), or, except for flow, a state dict of torchvision's
-    convnext_tiny or resnet50. Baselines: for flow zero and dis, for video and features colour."""
+    convnext_tiny or resnet50. Baselines: for flow zero and dis, for video, knn and features colour."""
     output_dir: Path = Path("runs/evaluation")  # Where numbers and pictures go; files of the same name are replaced.
     encoder: EncoderName = "convnext_tiny"  # The network of --model random.
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.
@@ -225,7 +233,7 @@ class Config:
 
 @dataclass
 class ProtocolConfig(Config):
-    """The flags that the three protocols share."""
+    """The flags that the protocols share."""
 
     data_root: Path | None = None  # The folder of a data set, or one that holds it. Without it: MovingShapes.
     pictures: int = 8  # How many pairs, images or videos get a picture at most; they are spread evenly.
@@ -255,18 +263,35 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
     return model.eval().to(own_device()), replace(config, encoder=encoder)
 
 
-def feature_method(config: Config, stride: int) -> tuple[FeatureMethod, Config]:
-    """The features of --model at one stride, or "colour", the mean colour of each cell; the rest as `open_model`."""
+def feature_method(config: Config, strides: Sequence[int]) -> tuple[FeatureMethod, MCJEPA | None, Config]:
+    """The features of --model at these strides, or "colour", the mean colour of each cell; the rest as `open_model`."""
     if config.model == "colour":
-        if stride not in (1, 2, 4, 8, 16, 32, 64):
-            raise ValueError(f"--stride {stride}: choose 1, 2, 4, 8, 16, 32 or 64")
+        if not {1, 2, 4, 8, 16, 32, 64}.issuperset(strides):
+            raise ValueError(f"--stride {' '.join(map(str, strides))}: choose 1, 2, 4, 8, 16, 32 or 64")
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (mcjepa.IMAGENET_MEAN, mcjepa.IMAGENET_STD))
-        return lambda image: F.avg_pool2d((image - mean) / std, stride)[0], config
+        return lambda image: [F.avg_pool2d((image - mean) / std, stride)[0] for stride in strides], None, config
     model, config = open_model(config)
-    strides = model.encoder.strides
-    if stride not in strides:
-        raise ValueError(f"--stride {stride}: the features have strides {', '.join(map(str, strides))}")
-    return torch.no_grad()(lambda image: model.encode(image)[strides.index(stride)][0]), config
+    known = model.encoder.strides
+    if not set(strides) <= set(known):
+        wrong = " ".join(map(str, strides))
+        raise ValueError(f"--stride {wrong}: the features have strides {', '.join(map(str, known))}")
+    pyramid = torch.no_grad()(lambda image: zip(known, model.encode(image), strict=True))
+    return lambda image: [level[0] for stride, level in pyramid(image) if stride in strides], model, config
+
+
+@torch.no_grad()
+def estimate_batch_norms(model: MCJEPA, batches: Iterable[Shaped[Tensor, "_ 3 _ _"]]) -> None:
+    """The statistics of the encoder's batch norms, if it has any, become their means over these batches of images."""
+    norms = [each for each in model.encoder.modules() if isinstance(each, BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # a cumulative average
+        norm.forward = partial(BatchNorm.forward, norm)  # of this process alone: the others may not measure
+    for batch in batches if norms else ():
+        model.encode(batch)
+    for norm in norms:
+        norm.eval()
+        del norm.forward
 
 
 # ----------------------------------------------------------------------------------------- items, pictures and reports
@@ -879,24 +904,64 @@ class VideoConfig(ProtocolConfig):
     output_dir: Path = Path("runs/video")  # Where numbers and pictures go.
     split: str = "val"  # Which list of sequences (train, val, test-dev).
     export: Path | None = None  # A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them.
-    stride: int = 8  # The level of the features.
+    stride: tuple[int, ...] = (8,)  # The level of the features; several are put side by side, at the finest stride.
     size: int | None = None  # Resizes the frames to this shorter side (480; MovingShapes: as they are).
-    standardise: bool = False  # Gives the channels mean 0 and standard deviation 1 over the first frame.
+    centre: Literal["none", "mean", "standardise"] = "none"
+    """Over the first frame, gives each channel mean 0 (mean), or also standard deviation 1 (standardise)."""
     propagation: tuple[int, int, int, float] = (7, 12, 5, 0.1)
     """How many last frames give labels besides the first, from how many cells around, the number of most similar cells,
     and the temperature: their weight is exp(cosine / temperature) (DINO)."""
 
 
 def shapes_videos() -> Iterator[ObjectVideo]:
-    """Unseen MovingShapes as videos, without those that have no shape in the first frame."""
+    """Unseen MovingShapes as videos of 4 to 6 shapes and a ground of one colour, which drifts from frame to frame."""
     size, names = (SHAPES_SIZE, SHAPES_SIZE), [f"{t:05d}" for t in range(SHAPES_FRAMES)]
-    shapes = MovingShapes(length=10 * SHAPES_VIDEOS, size=size, frames=SHAPES_FRAMES, seed=UNSEEN_SEED)
+    options = {"min_shapes": 4, "max_shapes": 6, "max_motion": 0.02, "colouring": "alike"}
+    shapes = MovingShapes(SHAPES_VIDEOS, size, SHAPES_FRAMES, UNSEEN_SEED, **options)
     for index in range(len(shapes)):
         item = shapes[index]
-        images, masks = to_uint8(item["images"]), item["instances"].to(torch.uint8)
+        images, masks, back = to_uint8(item["images"]), item["instances"].to(torch.uint8), item["flow_backward"]
         objects = [number for number in masks[0].unique().tolist() if number]
-        if objects:
-            yield ObjectVideo(f"shapes_{index:04d}", objects, images.__getitem__, masks.__getitem__, names)
+        flow = lambda t, back=back: back[t - 1][None]  # noqa: E731
+        yield ObjectVideo(f"shapes_{index:04d}", objects, images.__getitem__, masks.__getitem__, names, flow)
+
+
+def first_labels(video: ObjectVideo) -> tuple[UInt8[Tensor, " c"], Float[Tensor, "c h w"]]:
+    """The numbers of the ground and of the objects, and the first mask as one-hot labels; void is ground here."""
+    first, numbers = video.masks(0), torch.tensor([0, *video.objects], dtype=torch.uint8)
+    one_hot = (first[None] == numbers[:, None, None]).float()
+    one_hot[0] = 1 - one_hot[1:].sum(dim=0)
+    return numbers, one_hot
+
+
+def side_by_side(levels: list[Float[Tensor, "_ _ _"]], kind: str) -> Callable[[list[Tensor]], Float[Tensor, "d h w"]]:
+    """A function that centres the levels of a frame by the moments of these, of the first, as --centre says.
+
+    Several levels become one at the size of the finest, in which each has length 1 at each position.
+    """
+    moments = []
+    for level in levels:
+        std, mean = torch.std_mean(level, dim=(1, 2), keepdim=True, correction=0)
+        # A channel that is all but constant in the first frame would drown out the others once it changes.
+        std = std.clamp(min=max(0.01 * std.median().item(), 1e-6))
+        moments.append((0.0 if kind == "none" else mean, std if kind == "standardise" else 1.0))
+
+    def join(levels: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "d h w"]:
+        centred = [(level - mean) / std for level, (mean, std) in zip(levels, moments, strict=True)]
+        if len(centred) > 1:
+            size = max(level.shape[1:] for level in centred)
+            centred = [F.interpolate(F.normalize(level[None]), size, mode="bilinear")[0] for level in centred]
+        return torch.cat(centred)
+
+    return join
+
+
+def seen_frame(video: ObjectVideo, index: int, config: VideoConfig) -> Float[Tensor, "1 3 h w"]:
+    """A frame as the features see it: with the shorter side of --size, in whole cells of the coarsest stride."""
+    frame, coarsest = video.frames(index)[None].float() / 255, max(config.stride)
+    factor = 1.0 if config.size is None else config.size / min(frame.shape[2:])
+    size = [max(round(length * factor / coarsest), 1) * coarsest for length in frame.shape[2:]]
+    return F.interpolate(frame, size, mode="bilinear", antialias=True)
 
 
 def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoConfig) -> Iterator[UInt8[Tensor, "h w"]]:
@@ -905,37 +970,42 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
     Labels are propagated at the size of the features; the soft labels of the first frame and of the last few are kept.
     For the mask they are enlarged, each object's are stretched to [0, 1], and the largest wins.
     """
-    first = video.masks(0)
-    (h, w), numbers = first.shape, torch.tensor([0, *video.objects], dtype=torch.uint8)
-    factor = 1.0 if config.size is None else config.size / min(h, w)
-    cells = [max(round(length * factor / config.stride), 1) for length in (h, w)]
+    numbers, one_hot = first_labels(video)
     frames, *options = config.propagation
     memory: deque = deque(maxlen=frames)
     for index in range(video.length):
-        frame = video.frames(index)[None].float() / 255
-        size = [cell * config.stride for cell in cells]
-        now = features(F.interpolate(frame, size, mode="bilinear", antialias=True))
-        if index == 0 and config.standardise:
-            std, mean = torch.std_mean(now, dim=(1, 2), keepdim=True, correction=0)
-            # A channel that is all but constant in the first frame would drown out the others once it changes.
-            std = std.clamp(min=max(0.01 * std.median().item(), 1e-6))
-        if config.standardise:
-            now = (now - mean) / std
+        levels = features(seen_frame(video, index, config))
         if index == 0:
-            one_hot = (first[None] == numbers[:, None, None]).float()
-            one_hot[0] = 1 - one_hot[1:].sum(dim=0)  # void is background here
-            beginning = (now, F.interpolate(one_hot[None], cells, mode="nearest-exact")[0].to(now.device))
-            yield torch.where(one_hot[0] > 0, 0, first).to(torch.uint8)
+            join = side_by_side(levels, config.centre)
+            now = join(levels)
+            beginning = (now, F.interpolate(one_hot[None], now.shape[1:], mode="nearest-exact")[0].to(now.device))
+            yield numbers[one_hot.argmax(dim=0)]
             continue
+        now = join(levels)
         context, labels = (torch.stack(x) for x in zip(beginning, *memory, strict=True))
         soft = propagate_labels(now, context, labels, *options)
         if not soft.isfinite().all():
             raise ValueError(f"{video.name}: the features are not finite (or the temperature is too small)")
         memory.append((now, soft))
-        soft = F.interpolate(soft[None].cpu(), (h, w), mode="bilinear")[0]
+        soft = F.interpolate(soft[None].cpu(), one_hot.shape[1:], mode="bilinear")[0]
         least, most = soft.amin(dim=(1, 2), keepdim=True), soft.amax(dim=(1, 2), keepdim=True)
         # An object that is everywhere, or nowhere, has nothing to stretch.
         yield numbers[torch.where(most - least > 1e-6, (soft - least) / (most - least), soft).argmax(dim=0)]
+
+
+def trivial_masks(video: ObjectVideo, model: MCJEPA | None) -> dict[str, list[UInt8[Tensor, "h w"]]]:
+    """Masks without features, by name: copies of the first; and the one before, as soft labels, warped by a flow."""
+    numbers, one_hot = first_labels(video)
+    methods, flows = {"dis": dis_flow}, {"the true flow": video.flow} if video.flow else {}
+    if model and model.estimator is not None:
+        methods["our flow"] = model_flow(model)
+    for name, method in methods.items():  # from frame t to the one before, where the mask is sampled
+        flows[name] = lambda t, method=method: method(*(video.frames(at)[None].float() / 255 for at in (t, t - 1)))
+    masks = {"first mask copied": [video.masks(0)] * video.length}
+    for name, flow in flows.items():
+        warped = accumulate(range(1, video.length), lambda x, t, flow=flow: warp(x, flow(t)), initial=one_hot[None])
+        masks[f"warp by {name}"] = [numbers[labels[0].argmax(dim=0)] for labels in warped]
+    return masks
 
 
 def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
@@ -943,18 +1013,20 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     if config.benchmark and config.data_root is None:
         raise ValueError("--benchmark needs --data-root: give that too")
     frames, radius, topk, temperature = config.propagation
-    if min(config.stride, topk) < 1 or not temperature > 0 or min(frames, radius) < 0:
+    if min(*config.stride, topk) < 1 or not temperature > 0 or min(frames, radius) < 0:
         raise ValueError("--stride and --propagation must be positive; frames and cells around may be 0")
-    benchmark, videos, count, notes = "shapes", shapes_videos(), SHAPES_VIDEOS, []
+    benchmark, found, notes = "shapes", None, []
     if config.data_root is not None:
         year = config.benchmark.removeprefix("davis") if config.benchmark else None
         found, notes = label_sets.find_masked_videos(config.data_root, config.split, year)
-        benchmark, videos, count = config.benchmark or "DAVIS", iter(found), len(found)
-        config = replace(config, size=config.size or 480)
-    features, config = feature_method(config, config.stride)
-    measured = map(lambda video: (video, *measure_video(video, features, config)), videos)
-    sequences = {}
-    for (video, masks, entry), pictured in readable(measured, count, "sequence", config.pictures, notes):
+        benchmark, config = config.benchmark or "DAVIS", replace(config, size=config.size or 480)
+    features, model, config = feature_method(config, config.stride)
+    found = found or list(shapes_videos())
+    if model:
+        firsts = (seen_frame(found[number], 0, config) for number in spread(len(found), 20))
+        estimate_batch_norms(model, (frame for frame, _ in readable(firsts, min(len(found), 20), "frame", 0, [])))
+    measured, sequences = map(lambda video: (video, *measure_video(video, features, model, config)), found), {}
+    for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
         sequences[video.name] = entry
         notes += [f"{video.name}: {entry['note']}"] * bool(entry["note"])
         if pictured:
@@ -963,23 +1035,26 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
             export_masks(video, masks, config.export / video.name)
     rows = {name: mean_over_objects([entry["objects"]]) for name, entry in sequences.items()}
     rows["mean over objects"] = mean = mean_over_objects([entry["objects"] for entry in sequences.values()])
-    rows["first mask copied"] = copy = mean_over_objects([entry["copies"] for entry in sequences.values()])
+    names = next(iter(sequences.values()))["baselines"]
+    baselines = {n: mean_over_objects([entry["baselines"][n] for entry in sequences.values()]) for n in names}
+    rows |= baselines
     columns = ("J&F", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
     print_table("[%]", columns, {name: [100 * row[key] for key in columns] for name, row in rows.items() if row})
-    report = {"data": benchmark, "mean": mean, "copy": copy, "notes": notes, "sequences": sequences}
+    report = {"data": benchmark, "mean": mean, "baselines": baselines, "notes": notes, "sequences": sequences}
     report["table1"] = {"J&F": 100 * mean["J&F"]} if mean else {}
     return write_report(config, "video", report)
 
 
 def measure_video(
-    video: ObjectVideo, features: FeatureMethod, config: VideoConfig
+    video: ObjectVideo, features: FeatureMethod, model: MCJEPA | None, config: VideoConfig
 ) -> tuple[list[UInt8[Tensor, "h w"]], dict[str, Any]]:
-    """The predicted masks, and the video's entry in video.json: J and F of its `objects`, and of `copies` of the first
-    mask, the `seconds` of a frame, and a `note` on frames that are not measured."""
+    """The predicted masks, and the video's entry in video.json: J and F of its `objects`, also by the `baselines`, the
+    `seconds` of a frame, and a `note` on frames that are not measured."""
     start = perf_counter()
     masks = [mask.cpu() for mask in follow_objects(video, features, config)]
     entry = {"frames": video.length, "seconds": (perf_counter() - start) / video.length}
-    entry |= {"objects": measure_objects(video, masks), "copies": measure_objects(video, masks[:1] * video.length)}
+    baselines = {name: measure_objects(video, each) for name, each in trivial_masks(video, model).items()}
+    entry |= {"objects": measure_objects(video, masks), "baselines": baselines}
     without = video.length - 2 - max((len(each["J"]["frames"]) for each in entry["objects"].values()), default=0)
     return masks, entry | {"note": f"frames without a mask: {without}" if without else ""}
 
@@ -1034,6 +1109,126 @@ def export_masks(video: ObjectVideo, predictions: Sequence[UInt8[Tensor, "h w"]]
             image.save(temporary, format="PNG")
 
 
+# --------------------------------------------------------------------------------------------------- nearest neighbours
+
+
+@dataclass
+class KnnConfig(Config):
+    """Images by their nearest neighbours and by ridge regression; without --data-root, shapes that are recoloured."""
+
+    data_root: Path | None = None  # A folder with train/CLASS/a.jpg and val/ or test/. Without it: MovingShapes.
+    output_dir: Path = Path("runs/knn")  # Where the numbers go.
+    size: int | None = None  # Resizes the images to this height and width (48 for CIFAR-10's); by default as they are.
+    images: int = 10_000  # How many of train/ are taken at most, evenly spread; of val/ or test/ a fifth of it.
+
+
+@torch.no_grad()
+def pooled_levels(
+    model: MCJEPA | None, images: UInt8[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"]
+) -> dict[str, Float[Tensor, "n _"]]:
+    """The features of each level, averaged over a mask of each image; without a model "colour", mean and deviation."""
+    pooled = defaultdict(list)
+    for batch, mask in zip(images.split(64), masks.split(64), strict=True):
+        levels = {"colour": torch.cat((batch / 255, (batch / 255).square()), dim=1)}
+        if model:
+            levels = {f"stride {s}": x for s, x in zip(model.encoder.strides, model.encode(batch), strict=True)}
+        for name, level in levels.items():
+            weights = F.adaptive_avg_pool2d(mask[:, None].to(level), level.shape[2:])
+            mean = ((level * weights).sum(dim=(2, 3)) / weights.sum(dim=(2, 3))).cpu()
+            if not model:
+                mean = torch.cat((mean[:, :3], (mean[:, 3:] - mean[:, :3].square()).clamp(min=0).sqrt()), dim=1)
+            pooled[name].append(mean)
+    return {name: torch.cat(each) for name, each in pooled.items()}
+
+
+def compared_levels(
+    model: MCJEPA | None, images: Sequence[UInt8[Tensor, "_ 3 _ _"]], masks: Sequence[Bool[Tensor, "_ _ _"]]
+) -> dict[str, list[Float[Tensor, "_ d"]]]:
+    """The pooled features of known images and of queries, by level: less the mean of the known, over their deviation.
+
+    Batch norm takes its statistics from the known images, in a copy of the model.
+    """
+    if model:
+        model = copy.deepcopy(model).eval()
+        estimate_batch_norms(model, images[0][spread(len(images[0]), 1024)].split(64))
+    known, queries = (pooled_levels(model, *each) for each in zip(images, masks, strict=True))
+    moments = {name: torch.std_mean(each, dim=0) for name, each in known.items()}
+    return {n: [(x[n] - mean) / std.clamp(min=1e-6) for x in (known, queries)] for n, (std, mean) in moments.items()}
+
+
+def nearest_neighbours(
+    known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], queries: Float[Tensor, "m d"], k: int = 20
+) -> Int64[Tensor, " m"]:
+    """The class of each query by its k most similar known samples, which weigh exp(cosine / 0.1)."""
+    cosines, places = (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T).topk(min(k, len(known)), dim=1)
+    votes = torch.zeros(len(queries), int(labels.max()) + 1)
+    return votes.scatter_add_(1, labels[places], (cosines / 0.1).exp()).argmax(dim=1)
+
+
+def ridge(
+    known: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], queries: Float[Tensor, "m d"], strength: float = 100.0
+) -> Int64[Tensor, " m"]:
+    """The class of each query by ridge regression on one-hot labels less their mean, in closed form."""
+    known, targets = known.double(), F.one_hot(labels).double()
+    gram, mean = known.T @ known + strength * torch.eye(known.shape[1]), targets.mean(dim=0)
+    return (queries.double() @ torch.linalg.solve(gram, known.T @ (targets - mean)) + mean).argmax(dim=1)
+
+
+def classify_images(model: MCJEPA | None, known: ImageClasses, queries: ImageClasses) -> dict[str, dict[str, float]]:
+    """The share of queries, in [0, 1], that each level gives its class, by neighbours and by ridge regression."""
+    images, methods = (known.images, queries.images), {"k-NN": nearest_neighbours, "ridge": ridge}
+    levels = compared_levels(model, images, [torch.ones_like(each[:, 0], dtype=torch.bool) for each in images])
+    return {
+        level: {
+            name: (method(a, known.labels, b) == queries.labels).float().mean().item()
+            for name, method in methods.items()
+        }
+        for level, (a, b) in levels.items()
+    }
+
+
+def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dict[str, float]]:
+    """How often, in [0, 1], the object of the first frame that is most similar to one of the last is the same, and how
+    often the most similar other one has its texture or its shape; by each level."""
+    scores = {}
+    for level, (known, queries) in compared_levels(model, [*objects.images], [*objects.masks]).items():
+        cosines = F.normalize(queries) @ F.normalize(known).T
+        right = {"object": cosines.argmax(dim=1) == torch.arange(len(known))}
+        other = cosines.fill_diagonal_(-torch.inf).argmax(dim=1)
+        right |= {"texture": objects.textures[other] == objects.textures}
+        right |= {"shape": objects.classes[other] == objects.classes}
+        scores[level] = {kind: each.float().mean().item() for kind, each in right.items()}
+    return scores
+
+
+def search_on_shapes(model: MCJEPA, count: int) -> dict[str, float]:
+    """For train.py: the best level's score for "object", "texture" and "shape", and the scores of each level."""
+    levels = search_among_shapes(model, recoloured_objects(count, UNSEEN_SEED))
+    scores = {f"{kind}, {name}": score for name, level in levels.items() for kind, score in level.items()}
+    return {kind: max(level[kind] for level in levels.values()) for kind in ("object", "texture", "shape")} | scores
+
+
+def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
+    """Nearest neighbours: of labelled images with ridge regression beside, or of shapes in other colours, by level."""
+    models = {}
+    if config.model != "colour":
+        models["ours"], config = open_model(config)
+    if config.model not in ("colour", "random"):
+        models["random"], _ = open_model(replace(config, model="random"))
+    if config.data_root is None:
+        objects = recoloured_objects(SHAPES_OBJECTS, UNSEEN_SEED)
+        benchmark, measure = "shapes", partial(search_among_shapes, objects=objects)
+        drawn = {"object": torch.arange(SHAPES_OBJECTS), "texture": objects.textures, "shape": objects.classes}
+    else:
+        benchmark, known, queries = label_sets.find_classes(config.data_root, config.images, config.size)
+        measure = partial(classify_images, known=known, queries=queries)
+        drawn = dict.fromkeys(("k-NN", "ridge"), queries.labels)
+    scores = {f"{title} {n}": row for title, model in models.items() for n, row in measure(model).items()}
+    scores |= measure(None) | {"chance": {n: (x[:, None] == x).float().mean().item() for n, x in drawn.items()}}
+    print_table(f"{benchmark} [%]", list(drawn), {n: [100 * x for x in row.values()] for n, row in scores.items()})
+    return write_report(config, "knn", {"data": benchmark, "scores": scores, "notes": [], "table1": {}})
+
+
 # ----------------------------------------------------------------------------------------------------------- features
 
 
@@ -1053,7 +1248,7 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
     """Features as colours: a picture for each image, or a film of a video."""
     if bool(config.images) == (config.video is not None):
         raise ValueError("give either --images or --video")
-    (features, config), stride = feature_method(config, config.stride), config.stride
+    (features, _, config), stride = feature_method(config, [config.stride]), config.stride
     name, count, film, notes = f"features_{stride}_{method_name(config.model)}", len(config.images), nullcontext(), []
     if config.video:
         clip, count, rate = open_clip(config.video, config.max_frames)
@@ -1067,7 +1262,7 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
     def encode(index: int) -> tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "d _ _"]]:
         image, stem = read(index), (config.video or config.images[index]).stem
         rows, columns = (-(-length // stride) for length in image.shape[1:])
-        cells = features(pad_to_multiple(image[None].float() / 255, 64))  # the coarsest stride
+        (cells,) = features(pad_to_multiple(image[None].float() / 255, 64))  # the coarsest stride
         return f"{stem}_{index:05d}", image, cells[:, :rows, :columns].cpu()
 
     sample = readable(map(encode, spread(count, 10)), min(count, 10), "image", 0, [])
@@ -1185,8 +1380,8 @@ def main() -> None:
     """The command line: a subcommand for each evaluation."""
     # Broken files are reported in our words, not in OpenCV's.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    commands = {"flow": run_flow, "segmentation": run_segmentation, "video": run_video, "features": run_features}
-    commands["table1"] = run_table1
+    commands = {"flow": run_flow, "segmentation": run_segmentation, "video": run_video, "knn": run_knn}
+    commands |= {"features": run_features, "table1": run_table1}
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__.splitlines()[0]))
 
 

@@ -152,6 +152,45 @@ class LabelAugmentation:
         return self.change(image.as_subclass(Tensor)), labels[0].as_subclass(Tensor)
 
 
+# ------------------------------------------------------------------------------------------- images in folders by class
+
+
+class ImageClasses(NamedTuple):
+    """Images of one size, and the number of each one's class."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    labels: Int64[Tensor, " n"]
+
+
+def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, ImageClasses, ImageClasses]:
+    """At most so many images of train/ in `root`, a fifth of it of val/ or test/, evenly spread, and its name.
+
+    An image's class is the folder that it lies in, train/CLASS/a.jpg. With `size`, each has that height and width.
+
+    Raises:
+        MissingSet: one of the folders is not there. ValueError: images differ in size, or a class is not in train/.
+    """
+    parts, classes = [], {}
+    for names, count in ((("train",), most), (("val", "test"), most // 5)):
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is None:
+            raise MissingSet(f"{root}: no {' or '.join(names)} in it; expected train/CLASS/a.jpg and val/CLASS/b.jpg")
+        paths = data.ImageFiles(folder).paths
+        paths = [paths[place] for place in np.linspace(0, len(paths) - 1, min(max(count, 1), len(paths))).astype(int)]
+        labels = [path.relative_to(folder).parts[0] for path in paths]
+        classes = classes or {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        if strangers := set(labels) - set(classes):
+            raise ValueError(f"{folder}: the folder {min(strangers)} is no class of {root / 'train'}")
+        images = [data.load_image(path) for path in paths]
+        if size:
+            images = [F.resize(image, [size, size], antialias=True) for image in images]
+        other = next((place for place, image in enumerate(images) if image.shape != images[0].shape), None)
+        if other is not None:
+            raise ValueError(f"{paths[other]}: {size_text(images[other])}, unlike the first; give all one --size")
+        parts.append(ImageClasses(torch.stack(images), torch.tensor([classes[label] for label in labels])))
+    return root.resolve().name, *parts
+
+
 # -------------------------------------------------------------------------------------------------- videos with masks
 
 
@@ -167,6 +206,7 @@ class ObjectVideo(NamedTuple):
     frames: Callable[[int], UInt8[Tensor, "3 h w"]]
     masks: Callable[[int], UInt8[Tensor, "h w"] | None]  # None where there is no mask; VOID pixels do not count
     frame_names: list[str]
+    flow: Callable[[int], Float[Tensor, "1 2 h w"]] | None = None  # the true one, from a frame to the one before
 
     @property
     def length(self) -> int:

@@ -8,19 +8,19 @@ It is not from the paper: it lets everything run, learn and be measured without 
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import PALETTE
 
 SHAPE_CLASSES = ("background", "ellipse", "rectangle", "triangle", "star", "ring", "cross", "crescent", "blob")
-TEXTURE_SIZE, SILHOUETTE_SIZE = 256, 128
+TEXTURE_SIZE, SILHOUETTE_SIZE, TEXTURES = 256, 128, 24
 
 
 def _noise(rng: np.random.Generator, slope: float, channels: int = 1) -> np.ndarray:
@@ -85,6 +85,31 @@ def _textures(count: int = 48) -> list[np.ndarray]:
     return bank
 
 
+@lru_cache(maxsize=1)
+def _grey_textures() -> list[np.ndarray]:
+    """Other textures, without colour: six kinds, each in four sizes.
+
+    Their values all have one distribution (normal, mean 128, deviation 50): what tells them apart is their order alone.
+    """
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE] * 2 * np.pi
+    values = np.sort(rng.normal(128, 50, TEXTURE_SIZE**2)).clip(0, 255).astype(np.uint8)
+    bank = []
+    for period in (5, 8, 13, 21):
+        others = np.ones((TEXTURE_SIZE, TEXTURE_SIZE), np.uint8)
+        others[tuple(rng.integers(0, TEXTURE_SIZE, (2, (TEXTURE_SIZE // period) ** 2)))] = 0
+        domes, cell = cv2.distanceTransformWithLabels(others, cv2.DIST_L2, 5)
+        stripes, chequers = np.sin(x / period), np.sin(x / period) * np.sin(y / period)
+        waves = np.sin(x / period + 3 * _noise(rng, 1.8)[..., 0])
+        spots = cv2.GaussianBlur(_noise(rng, 0.0), (0, 0), period / 4)
+        for grey in (stripes, chequers, waves, spots, rng.random(cell.max() + 1)[cell], -domes):
+            grey = grey / grey.std() + 0.2 * rng.standard_normal(grey.shape)
+            texture = np.empty(grey.size, np.uint8)
+            texture[grey.argsort(axis=None)] = values
+            bank.append(np.repeat(texture.reshape(*grey.shape, 1), 3, axis=2))
+    return bank
+
+
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
     """The signed distance to the outline of a (n, n) mask that covers [-1, 1]^2, at the silhouettes' size."""
     inside, outside = (cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5) for m in (mask, ~mask))
@@ -125,7 +150,8 @@ class _Scene(NamedTuple):
 
     textures: list[np.ndarray]
     texture_maps: np.ndarray  # (n, 3, 3) layer coordinates -> texture pixel
-    colours: np.ndarray  # (n, 3, 4) affine colour change of the texture
+    numbers: np.ndarray  # (n,) of the textures in their bank
+    colours: np.ndarray  # (t, n, 3, 4) affine colour change of the texture
     classes: np.ndarray  # (n,)
     silhouettes: list[np.ndarray | None]
     silhouette_maps: np.ndarray  # (n, 3, 3) layer coordinates -> silhouette pixel
@@ -187,7 +213,12 @@ class MovingShapes(Dataset):
     Each layer has its own, slightly decreasing speed; nearer shapes hide farther ones, and shapes leave the frame. A
     layer shifts by 0.3 px to `max_motion` times the shorter side per frame, mostly far; rotation and growth add up to
     0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the scenes brightness
-    differs from frame to frame, by a factor of 1 +- `brightness`. With `looks_by_class` each class has its own look.
+    differs from frame to frame, by a factor of 1 +- `brightness`. A shape's `radius` lies between these
+    shares of the shorter side.
+
+    With `colouring` "own" each layer has its own colours, in all frames. Otherwise textures are grey, and none stands
+    out by the distribution of its values: "anew" draws the colours of each layer in each frame, so that they identify
+    nothing; "alike" gives all layers the same ones, which drift from frame to frame.
 
     An item depends on (seed, index) alone:
         images            float32 (t, 3, h, w) in [0, 1]
@@ -203,10 +234,12 @@ class MovingShapes(Dataset):
     size: tuple[int, int] = (128, 128)
     frames: int = 2
     seed: int = 0
+    min_shapes: int = 1
     max_shapes: int = 2
+    radius: tuple[float, float] = (0.2, 0.6)
     max_motion: float = 0.08
     brightness: float = 0.1
-    looks_by_class: bool = False
+    colouring: Literal["own", "anew", "alike"] = "own"
 
     def __len__(self) -> int:
         return self.length
@@ -229,9 +262,9 @@ class MovingShapes(Dataset):
             raise IndexError(f"index {index} is outside of the {self.length} scenes")
         rng = np.random.default_rng((self.seed, index))
         h, w = self.size
-        n = 1 + int(rng.integers(1, self.max_shapes + 1))
+        n = 1 + int(rng.integers(self.min_shapes, self.max_shapes + 1))
         centre = rng.uniform(-0.05, 1.05, (n, 2)) * (w, h)
-        radius = min(h, w) * np.exp(rng.uniform(np.log(0.2), np.log(0.6), n))
+        radius = min(h, w) * np.exp(rng.uniform(*np.log(self.radius), n))
         centre[0], radius[0] = ((w - 1) / 2, (h - 1) / 2), np.hypot(h, w) / 2
         to_pixel, zoom = self._trajectories(rng, centre, radius)
 
@@ -242,17 +275,17 @@ class MovingShapes(Dataset):
         gains = np.tile((1.0, 0.0), (self.frames, 1))
         if rng.random() < 1 / 3:
             gains += self.brightness * rng.uniform(-1, 1, (self.frames, 2)) * (1, 50)
-        textures = rng.integers(0, len(_textures()), n)
+        bank = _textures() if self.colouring == "own" else _grey_textures()
+        numbers = rng.integers(0, len(bank), n)
+        zooms = (0.5, 1.9) if self.colouring == "own" else (0.85, 1.18)  # less than from one size to the next
         texture_maps = _affine(
-            rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(0.5, 1.9, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
+            rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(*zooms, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
         )
-        colours = _random_colours(rng, n)
-        if self.looks_by_class:
-            textures, colours = classes, _random_colours(np.random.default_rng(0), len(SHAPE_CLASSES))[classes]
         return _Scene(
-            textures=[_textures()[i] for i in textures],
+            textures=[bank[i] for i in numbers],
             texture_maps=texture_maps,
-            colours=colours,
+            numbers=numbers,
+            colours=self._frame_colours(rng, n),
             classes=classes,
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
             silhouette_maps=_affine(
@@ -263,6 +296,16 @@ class MovingShapes(Dataset):
             reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
             gains=gains,
         )
+
+    def _frame_colours(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """The colour changes (t, n, 3, 4) of n layers in each frame."""
+        if self.colouring == "anew":
+            return _random_colours(rng, self.frames * n).reshape(self.frames, n, 3, 4)
+        colours = np.tile(_random_colours(rng, n if self.colouring == "own" else 1), (self.frames, 1, 1, 1))
+        if self.colouring == "alike":
+            colours *= np.exp(rng.normal(0, 0.03, (self.frames, 1, 1, 1)).cumsum(axis=0))  # gain
+            colours[..., 3] += rng.normal(0, 5, (self.frames, 1, 3)).cumsum(axis=0)  # and hue
+        return np.broadcast_to(colours, (self.frames, n, 3, 4))
 
     def _trajectories(
         self, rng: np.random.Generator, centre: np.ndarray, radius: np.ndarray
@@ -297,7 +340,7 @@ class MovingShapes(Dataset):
             if window is None:
                 continue
             texture = _cut(scene.textures[layer], scene.texture_maps[layer] @ from_pixel, window, cv2.BORDER_REFLECT)
-            texture = cv2.transform(texture, scene.colours[layer])
+            texture = cv2.transform(texture, scene.colours[t, layer])
             if silhouette is None:
                 canvas[window] = texture
             else:
@@ -354,18 +397,55 @@ class ShapeImages(MovingShapes):
 
 
 class ShapeLabels(MovingShapes):
-    """The first frame of each MovingShapes scene with the classes of its pixels, as `LabelledImages` gives them.
+    """The first frame of each MovingShapes scene with the textures of its pixels, as `LabelledImages` gives them.
 
-    Each class has a look of its own, as things in the world do, and there are up to 8 shapes. (If all classes shared
-    all looks, only a whole outline would identify a class, which no linear head can read.)
+    Colours are drawn for each of up to 8 shapes and for the ground, and identify no class. (Nor could a linear head
+    read the classes of shapes, which only a whole outline identifies.)
     """
 
-    classes, colours, notes = SHAPE_CLASSES, PALETTE[: len(SHAPE_CLASSES)], ()
+    classes, colours, notes = [f"texture {number}" for number in range(TEXTURES)], PALETTE[:TEXTURES], ()
 
     def __init__(self, length: int, size: tuple[int, int], seed: int):
-        super().__init__(length, size, seed=seed, max_shapes=8, looks_by_class=True)
+        super().__init__(length, size, frames=1, seed=seed, max_shapes=8, colouring="anew")
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
         scene = self._scene(index)
         image, layers = self._render(scene, 0)
-        return torch.from_numpy(image.copy()), torch.from_numpy(scene.classes[layers])
+        return torch.from_numpy(image.copy()), torch.from_numpy(scene.numbers[layers])
+
+
+class Objects(NamedTuple):
+    """n shapes, each in the first and in the last frame of a clip of its own."""
+
+    images: UInt8[Tensor, "2 n 3 s s"]
+    masks: Bool[Tensor, "2 n s s"]  # without the rim
+    textures: Int64[Tensor, " n"]  # numbers from 0 to TEXTURES - 1
+    classes: Int64[Tensor, " n"]  # index into SHAPE_CLASSES
+
+
+@lru_cache(maxsize=1)
+def recoloured_objects(count: int, seed: int, size: int = 96, frames: int = 12) -> Objects:
+    """Shapes that are found again by their texture and their outline alone, as large as a tenth of the image.
+
+    In the last frame they have other colours, and another ground behind them; both frames have their own gain, and
+    noise of deviation 4.
+    """
+    options = {"max_shapes": 1, "radius": (0.3, 0.5), "max_motion": 0.05, "colouring": "anew"}
+    clips, rng, found = (
+        MovingShapes(100 * count, (size, size), frames, seed, **options),
+        np.random.default_rng(seed),
+        [],
+    )
+    for index in range(len(clips)):
+        scene, other = clips._scene(index), _grey_textures()[rng.integers(TEXTURES)]
+        last = scene._replace(textures=[other, scene.textures[1]])
+        images, layers = zip(clips._render(scene, 0), clips._render(last, frames - 1), strict=True)
+        masks = [cv2.erode(layer, np.ones((5, 5))) for layer in layers]
+        if min(mask.sum() for mask in masks) >= size**2 / 10:
+            noisy = np.stack(images) * rng.uniform(0.8, 1.2, (2, 1, 1, 1)) + rng.normal(0, 4, (2, 3, size, size))
+            image = noisy.clip(0, 255).astype(np.uint8)
+            found.append((image, np.stack(masks) > 0, scene.numbers[1], scene.classes[1]))
+        if len(found) == count:
+            break
+    images, masks, textures, classes = (torch.from_numpy(np.stack(each)) for each in zip(*found, strict=True))
+    return Objects(images.transpose(0, 1), masks.transpose(0, 1), textures, classes)

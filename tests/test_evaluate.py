@@ -75,7 +75,7 @@ def files_below(folder):
 @pytest.fixture
 def few_shapes(monkeypatch):
     """MovingShapes small enough to be measured in a second: 3 pairs, images and videos of 64 px."""
-    for name, value in {"SIZE": 64, "PAIRS": 3, "IMAGES": 3, "VIDEOS": 3, "FRAMES": 5}.items():
+    for name, value in {"SIZE": 64, "PAIRS": 3, "IMAGES": 3, "VIDEOS": 3, "FRAMES": 5, "OBJECTS": 8}.items():
         monkeypatch.setattr(evaluate, f"SHAPES_{name}", value)
     monkeypatch.setitem(evaluate.RECIPES, "shapes", evaluate.Recipe(6, 2, 2, 48, 48, 1e-2, 2e-4))
 
@@ -248,11 +248,11 @@ def test_a_torchvision_file_gives_torchvisions_features(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     body = nn.Sequential(*list(network.children())[:-2])
     expected = body(normalize(images, IMAGENET_MEAN, IMAGENET_STD))[0].detach()
-    features, config = evaluate.feature_method(Config(str(tmp_path / "resnet50.pth")), 32)
-    torch.testing.assert_close(features(images), expected, rtol=1e-4, atol=1e-4)
+    features, _, config = evaluate.feature_method(Config(str(tmp_path / "resnet50.pth")), [32])
+    torch.testing.assert_close(features(images), [expected], rtol=1e-4, atol=1e-4)
     assert config.encoder == "resnet50"
     with helpers.raises_one_line(ValueError, "--stride 64: the features have strides 32, 16, 8, 4, 2"):
-        evaluate.feature_method(config, 64)
+        evaluate.feature_method(config, [64])
 
 
 def test_random_weights_are_those_of_their_seed_and_what_a_torchvision_file_lacks_is_the_same_each_time(tmp_path):
@@ -266,13 +266,13 @@ def test_random_weights_are_those_of_their_seed_and_what_a_torchvision_file_lack
     assert torch.equal(models[3], models[4])
 
 
-COLOUR = evaluate.feature_method(Config("colour"), 8)[0]
+COLOUR = evaluate.feature_method(Config("colour"), [8])[0]
 
 
 def test_the_colour_baseline_is_the_mean_colour_of_each_cell_less_imagenets():
     image = torch.rand(1, 3, 16, 24)
     cells = normalize(image, IMAGENET_MEAN, IMAGENET_STD)[0].unflatten(1, (2, 8)).unflatten(3, (3, 8)).mean(dim=(2, 4))
-    torch.testing.assert_close(COLOUR(image), cells)
+    torch.testing.assert_close(COLOUR(image), [cells])
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -932,7 +932,7 @@ def test_masks_follow_a_texture_that_moves_by_whole_cells_and_keep_their_numbers
 def test_the_first_frame_and_the_last_ones_give_the_labels_and_no_others(propagated):
     video = helpers.moving_video([0] * 6)._replace(frames=lambda t: torch.full((3, 64, 96), t, dtype=torch.uint8))
     config = VideoConfig("colour", propagation=(3, 12, 5, 0.1))
-    list(follow_objects(video, lambda image: image[0, :, ::8, ::8] * 255, config))
+    list(follow_objects(video, lambda image: [image[0, :, ::8, ::8] * 255], config))
     frames = [[round(x) for x in context[:, 0, 0, 0].tolist()] for _, context, *_ in propagated]
     assert frames == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5]]
 
@@ -946,21 +946,31 @@ def test_soft_labels_are_carried_on_and_the_options_of_propagation_arrive(monkey
     torch.testing.assert_close(seen[1][0][1], soft)
 
 
-def test_all_frames_are_standardised_by_the_numbers_of_the_first(propagated):
+@pytest.mark.parametrize("centre", ["none", "mean", "standardise"])
+def test_all_frames_are_centred_by_the_numbers_of_the_first(propagated, centre):
     video = helpers.moving_video([0])._replace(frames=lambda t: helpers.texture(64, 96, seed=t) // (1 + t))
-    list(follow_objects(video, COLOUR, VideoConfig("colour", standardise=True)))
+    list(follow_objects(video, COLOUR, VideoConfig("colour", centre=centre)))
     ((now, context, *_),) = propagated
-    torch.testing.assert_close(context[0].mean(dim=(1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(context[0].std(dim=(1, 2), correction=0), torch.ones(3))
-    first, later = (COLOUR(video.frames(t)[None].float() / 255) for t in (0, 1))
-    mean, std = first.mean(dim=(1, 2), keepdim=True), first.std(dim=(1, 2), keepdim=True, correction=0)
+    first, later = (COLOUR(video.frames(t)[None].float() / 255)[0] for t in (0, 1))
+    mean = first.mean(dim=(1, 2), keepdim=True) if centre != "none" else 0
+    std = first.std(dim=(1, 2), keepdim=True, correction=0) if centre == "standardise" else 1
+    torch.testing.assert_close(context[0], (first - mean) / std, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(now, (later - mean) / std, atol=1e-4, rtol=1e-4)
+
+
+def test_levels_side_by_side_weigh_alike_at_the_size_of_the_finest(propagated):
+    features, _, _ = evaluate.feature_method(Config("colour"), (8, 16))
+    list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour", stride=(16, 8), centre="mean")))
+    fine, coarse = features(helpers.texture(64, 96)[None].float() / 255)
+    fine, coarse = (F.normalize(x - x.mean(dim=(1, 2), keepdim=True), dim=0) for x in (fine, coarse))
+    coarse = F.interpolate(coarse[None], (8, 12), mode="bilinear")[0]
+    torch.testing.assert_close(propagated[0][1][0], torch.cat((fine, coarse)), atol=1e-5, rtol=1e-5)
 
 
 def test_a_channel_that_is_constant_in_the_first_frame_does_not_drown_out_the_others(propagated):
     wakes = iter([torch.zeros(1, 8, 12), torch.full((1, 8, 12), 0.1)])
-    features = lambda image: torch.cat((F.avg_pool2d(image, 8)[0], next(wakes)))  # noqa: E731
-    list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour", standardise=True)))
+    features = lambda image: [torch.cat((F.avg_pool2d(image, 8)[0], next(wakes)))]  # noqa: E731
+    list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour", centre="standardise")))
     assert propagated[0][0][3].abs().max() < 200  # 0.1 over a hundredth of the median deviation, not a millionth
 
 
@@ -973,7 +983,7 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
     assert torch.equal(propagated[0][2][0, 1], mask[4::8, 4::8].float())
     mask = (torch.arange(60 * 107).view(60, 107) > 3000).to(torch.uint8)
     video = video._replace(frames=lambda t: frame, masks=lambda t: mask)
-    features = lambda image: seen.append(image) or image[0, :, ::8, ::8]  # noqa: E731
+    features = lambda image: seen.append(image) or [image[0, :, ::8, ::8]]  # noqa: E731
     list(follow_objects(video, features, VideoConfig("colour", size=30)))
     expected = F.interpolate(frame[None].float() / 255, (32, 56), mode="bilinear", antialias=True)
     for image in seen:  # 30 x 53.5 px are 3.75 x 6.7 cells
@@ -988,7 +998,7 @@ def test_an_object_that_fills_every_frame_keeps_it():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
-    features = lambda image: F.avg_pool2d(image, 8)[0] * bad  # noqa: E731
+    features = lambda image: [F.avg_pool2d(image, 8)[0] * bad]  # noqa: E731
     with helpers.raises_one_line(ValueError, "moving: the features are not finite"):
         list(follow_objects(helpers.moving_video([8]), features, VideoConfig("colour")))
 
@@ -1010,7 +1020,7 @@ def measured_by_hand(home, export, name, void=True):
     return numbers
 
 
-SMALL = {"stride": 4, "size": 48, "propagation": (7, 4, 5, 0.1)}
+SMALL = {"stride": (4,), "size": 48, "propagation": (7, 4, 5, 0.1)}
 
 
 @pytest.fixture(scope="module")
@@ -1089,7 +1099,7 @@ def test_a_copy_of_the_first_mask_stands_beside(davis):
         for number in np.setdiff1d(masks[0], (0, 255)):
             pairs = [(mask == number, (masks[0] == number) & (mask != 255)) for mask in masks[1:-1]]
             values.append(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
-    assert report["copy"]["J_mean"] == pytest.approx(np.mean(values))
+    assert report["baselines"]["first mask copied"]["J_mean"] == pytest.approx(np.mean(values))
     row = table_rows(screen, "[%]")[0]["first mask copied"]
     assert row["J_mean"] == pytest.approx(100 * np.mean(values), abs=0.0051)
 
@@ -1100,7 +1110,9 @@ def test_an_absent_object_counts_1_where_it_is_not_predicted_and_0_where_it_is(t
     helpers.write_painted(tmp_path, "guest", runs, noise=0)
     shown = 5 * [helpers.boxes(stays | guest)]
     helpers.write_painted(tmp_path, "phantom", shown, [shown[0], *4 * [helpers.boxes(stays)]], noise=0)
-    config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", stride=4, size=48)
+    config = VideoConfig(
+        "colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", stride=(4,), size=48
+    )
     report = run_video(config)
     objects = report["sequences"]["guest"]["objects"]
     assert objects[2]["J"]["frames"][1:3] == objects[2]["F"]["frames"][1:3] == [1.0, 1.0]
@@ -1122,7 +1134,7 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
     assert list(merged["sequences"]) == ["camel"] and list(merged["sequences"]["camel"]["objects"]) == [1]
     first = np.array(Image.open(tmp_path / "masks/camel/00000.png"))
     np.testing.assert_array_equal(first, runs[0] > 0)
-    apart = run_video(replace(config, stride=16, size=None))
+    apart = run_video(replace(config, stride=(16,), size=None))
     assert apart["settings"]["size"] == 480  # unless it is given
     assert list(apart["sequences"]) == ["bear"] and list(apart["sequences"]["bear"]["objects"]) == [1, 2]
     assert list(run_video(replace(config, split="train"))["sequences"]) == ["camel"]
@@ -1141,13 +1153,27 @@ def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_p
 def test_a_frame_that_is_void_everywhere_does_not_count():
     video = helpers.moving_video([0] * 4)
     void = video._replace(masks=lambda t: torch.full((64, 96), VOID, dtype=torch.uint8) if t == 2 else video.masks(t))
-    _, entry = evaluate.measure_video(void, COLOUR, VideoConfig("colour"))
+    _, entry = evaluate.measure_video(void, COLOUR, None, VideoConfig("colour"))
     assert len(entry["objects"][1]["J"]["frames"]) == 2 and entry["note"] == "frames without a mask: 1"
+
+
+def test_the_masks_are_warped_by_each_flow_from_a_frame_to_the_one_before(monkeypatch):
+    video = helpers.moving_video([3, 5])
+    monkeypatch.setattr(evaluate, "dis_flow", lambda *frames: torch.zeros(1, 2, 64, 96))
+    true = lambda t: torch.tensor([-3.0 if t == 1 else -5.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 64, 96)  # noqa: E731
+    model = ConstantFlow(-4.0, 0.0)
+    model.estimator = nn.Identity()
+    masks = evaluate.trivial_masks(video._replace(flow=true), model)
+    for t in range(3):
+        for name in ("first mask copied", "warp by dis"):
+            assert torch.equal(masks[name][t], video.masks(0))
+        assert torch.equal(masks["warp by the true flow"][t], video.masks(t))
+        assert torch.equal(masks["warp by our flow"][t], video.masks(0).roll(4 * t, dims=1))
 
 
 def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes):
     report = run_video(VideoConfig("colour", tmp_path / "out", export=tmp_path / "masks"))
-    shapes, values = MovingShapes(length=30, size=(64, 64), frames=5, seed=evaluate.UNSEEN_SEED), []
+    shapes, values = MovingShapes(3, (64, 64), 5, evaluate.UNSEEN_SEED, 4, 6, max_motion=0.02, colouring="alike"), []
     for name, sequence in report["sequences"].items():
         masks = shapes[int(name.removeprefix("shapes_"))]["instances"].numpy()
         assert list(sequence["objects"]) == sorted(set(np.unique(masks[0]).tolist()) - {0})
@@ -1155,6 +1181,123 @@ def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, fe
             truth, ours = masks[t] == number, np.array(Image.open(tmp_path / f"masks/{name}/{t:05d}.png")) == number
             values.append((ours & truth).sum() / (ours | truth).sum() if (ours | truth).any() else 1.0)
     assert len(report["sequences"]) == 3 and report["mean"]["J_mean"] == pytest.approx(np.mean(values))
+
+
+# --------------------------------------------------------------------------------------------------------- evaluate knn
+
+
+class Levels(MCJEPA):
+    """Stands for an encoder of two levels: batch norm of the mean colour of cells, and the colour itself, doubled."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.encoder = nn.BatchNorm2d(3, affine=False)
+        self.encoder.strides, self.encoder_is_frozen = (4, 1), False
+        self.register_buffer("mean", torch.zeros(1))
+
+    def _encode(self, images):
+        return [self.encoder(F.avg_pool2d(images, 4)), 2 * images]
+
+
+def test_batch_norm_takes_the_mean_statistics_of_the_batches_whatever_it_had_before():
+    model, batches = Levels().eval(), [torch.rand(2, 3, 8, 12), torch.rand(2, 3, 8, 8)]
+    model.encoder.running_mean.fill_(7)
+    evaluate.estimate_batch_norms(model, iter(batches))
+    moments = [torch.var_mean(F.avg_pool2d(batch, 4), dim=(0, 2, 3)) for batch in batches]
+    variance, mean = (torch.stack(each).mean(dim=0) for each in zip(*moments, strict=True))
+    torch.testing.assert_close(model.encoder.running_mean, mean)
+    torch.testing.assert_close(model.encoder.running_var, variance)
+    assert not model.encoder.training and "forward" not in vars(model.encoder)
+    evaluate.estimate_batch_norms(MCJEPA(ModelConfig(encoder="pwc")), map(None, [0]))  # no batch norm: nothing is read
+
+
+def test_levels_are_averaged_over_masks_and_standardised_by_the_known_images():
+    images = torch.randint(0, 256, (2, 70, 3, 8, 8), dtype=torch.uint8)  # more than one batch
+    masks = torch.rand(2, 70, 8, 8) < 0.5
+    model = Levels().train()
+    levels = evaluate.compared_levels(model, [*images], [*masks])
+    values = images.double().numpy() / 255
+    for name, size in (("stride 4", 4), ("stride 1", 1)):  # batch norm scales channels, which standardising undoes
+        cells = values.reshape(2, 70, 3, 8 // size, size, 8 // size, size).mean(axis=(4, 6))
+        weights = masks.double().numpy().reshape(2, 70, 1, 8 // size, size, 8 // size, size).mean(axis=(4, 6))
+        pooled = (cells * weights).sum(axis=(3, 4)) / weights.sum(axis=(3, 4))
+        expected = (pooled - pooled[0].mean(axis=0)) / pooled[0].std(axis=0, ddof=1)
+        torch.testing.assert_close(torch.stack(levels[name]).double(), torch.from_numpy(expected), atol=1e-3, rtol=1e-3)
+    assert model.training and model.encoder.num_batches_tracked == 0  # a copy was measured
+    known, _ = evaluate.compared_levels(None, [*images], [*masks])["colour"]
+    colour = np.array(
+        [[f(v[:, m], axis=1) for f in (np.mean, np.std)] for v, m in zip(values[0], masks[0].numpy(), strict=True)]
+    )
+    colour = colour.reshape(70, 6)
+    colour = (colour - colour.mean(axis=0)) / colour.std(axis=0, ddof=1)
+    torch.testing.assert_close(known.double(), torch.from_numpy(colour), atol=1e-3, rtol=1e-3)
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(3, 30), k=st.integers(1, 40))
+def test_neighbours_and_ridge_are_those_of_plain_loops(seed, n, k):
+    generator = torch.Generator().manual_seed(seed)
+    known, queries = (torch.randn(m, 4, generator=generator) for m in (n, 5))
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    a, b = known.double().numpy(), queries.double().numpy()
+    one_hot = np.eye(int(labels.max()) + 1)[labels.numpy()]
+    weights = np.zeros((4, one_hot.shape[1]))
+    for _ in range(20_000):  # gradient descent, in the place of the closed form
+        step = a.T @ (a @ weights - (one_hot - one_hot.mean(axis=0))) + 100 * weights
+        weights -= 0.002 * step
+        if abs(step).max() < 1e-9:
+            break
+    scores = b @ weights + one_hot.mean(axis=0)
+    ours = evaluate.ridge(known, labels, queries).numpy()
+    np.testing.assert_allclose(scores[range(5), ours], scores.max(axis=1), atol=1e-6)
+    for query, guess in zip(b, evaluate.nearest_neighbours(known, labels, queries, k).tolist(), strict=True):
+        cosines = [
+            (x @ query / np.linalg.norm(x) / np.linalg.norm(query), c) for x, c in zip(a, labels.tolist(), strict=True)
+        ]
+        votes = np.zeros(3)
+        for cosine, label in sorted(cosines, reverse=True)[:k]:
+            votes[label] += np.exp(cosine / 0.1)
+        assert votes[guess] == pytest.approx(votes.max(), rel=1e-4)
+
+
+def test_images_in_folders_are_classified_and_colour_stands_beside(tmp_path, typed):
+    for part, name, index in product(("train", "test"), ("green", "red"), range(10)):
+        colour = {"green": (20, 200, 40), "red": (200, 30, 40)}[name]
+        picture = np.tile(np.uint8(colour) + np.uint8(index), (12 + index, 16, 1))
+        helpers.write_picture(tmp_path / f"data/{part}/{name}/{index}.png", picture[..., ::-1])
+    options = ("--data-root", tmp_path / "data", "--output-dir", tmp_path / "out")
+    assert_one_line(typed("knn", "--model", "colour", *options), "give all one --size")
+    code, screen, err = typed("knn", "--model", "random", "--encoder", "pwc", *options, "--size", 64, "--images", 15)
+    assert code == 0, err
+    (table,) = table_rows(screen, "data [%]")
+    scores = json.loads((tmp_path / "out/knn.json").read_text())["scores"]
+    assert list(table) == [*(f"ours stride {s}" for s in (64, 32, 16, 8, 4, 2)), "colour", "chance"]
+    assert scores["colour"] == {"k-NN": 1.0, "ridge": 1.0} and table["colour"] == {"k-NN": 100, "ridge": 100}
+    assert scores["chance"]["ridge"] == pytest.approx(5 / 9)  # 15 // 5 = 3 queries: 1 and 2
+    (tmp_path / "data/test/red").rename(tmp_path / "data/test/blue")
+    assert_one_line(typed("knn", "--model", "colour", *options, "--size", 64), "blue is no class of")
+
+
+def test_the_search_finds_what_keeps_its_features_and_never_itself_for_texture_and_shape(monkeypatch):
+    textures, classes = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2, 1, 2])
+    known = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]])
+    queries = known[[0, 1, 3, 2]]  # the last two take each other's place
+    monkeypatch.setattr(evaluate, "compared_levels", lambda *_: {"level": [known, queries]})
+    objects = evaluate.Objects(torch.zeros(2, 4, 3, 8, 8), torch.zeros(2, 4, 8, 8), textures, classes)
+    assert evaluate.search_among_shapes(None, objects)["level"] == {"object": 0.5, "texture": 1.0, "shape": 0.0}
+
+
+def test_colour_finds_no_recoloured_shape_and_train_py_gets_its_model_back_as_it_was(typed, tmp_path):
+    code, _, err = typed("knn", "--model", "colour", "--output-dir", tmp_path)
+    assert code == 0, err
+    scores = json.loads((tmp_path / "knn.json").read_text())["scores"]
+    assert scores["chance"]["object"] == pytest.approx(1 / evaluate.SHAPES_OBJECTS)
+    assert scores["colour"]["object"] <= 2 / evaluate.SHAPES_OBJECTS  # the gate is 1.5 times chance
+    assert scores["colour"]["texture"] <= 1.5 * scores["chance"]["texture"]
+    model = Levels().train()
+    found = evaluate.search_on_shapes(model, evaluate.SHAPES_OBJECTS)
+    assert model.training and model.encoder.num_batches_tracked == 0
+    assert set(found) == {k + s for k in ("object", "texture", "shape") for s in ("", ", stride 4", ", stride 1")}
+    assert found["object"] == max(found["object, stride 4"], found["object, stride 1"])
 
 
 # ------------------------------------------------------------------------------------------------------------- features
@@ -1319,6 +1462,7 @@ MISTAKES = {
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --propagation 7 12 0 0.1": "--propagation",
     "video --stride 5": "--stride 5: the features have strides 64, 32, 16, 8, 4, 2",
+    "knn --data-root {root}": "no train in it; expected train/CLASS/a.jpg",
     "features": "give either --images or --video",
     "features --video {root}/pairs": "holds 2 clips; name one of them",
     "table1 --data-root {root}/nowhere": "nowhere: no such folder",

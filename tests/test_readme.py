@@ -22,6 +22,7 @@ EVALUATIONS = {
     "flow": evaluate.FlowConfig,
     "segmentation": evaluate.SegmentationConfig,
     "video": evaluate.VideoConfig,
+    "knn": evaluate.KnnConfig,
     "features": evaluate.FeaturesConfig,
     "table1": evaluate.Table1Config,
 }

@@ -31,7 +31,15 @@ import sources.training_sets
 from data import VOID, FlowAugmentation, FramePairs, MissingSet, ShardedStream, Stream, load_image, make_loader
 from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, submission_name, write_flow
 from sources.label_sets import LABEL_SETS, LabelAugmentation, find_labels, find_masked_videos
-from sources.moving_shapes import SHAPE_CLASSES, MovingShapes, ShapeImages, ShapeLabels, ShapePairs
+from sources.moving_shapes import (
+    SHAPE_CLASSES,
+    TEXTURES,
+    MovingShapes,
+    ShapeImages,
+    ShapeLabels,
+    ShapePairs,
+    recoloured_objects,
+)
 from sources.training_sets import VIDEO_SETS, ImageNet, Mix, RepeatsConfig, describe_mix, find_video_set, open_mix
 
 # -------------------------------------------------------------------------------------------------------- moving_shapes
@@ -73,20 +81,48 @@ def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
     assert item["classes"].max() < len(SHAPE_CLASSES) and torch.equal(item["instances"] == 0, item["classes"] == 0)
 
 
-def test_with_looks_by_class_each_class_has_one_look_and_nothing_else_changes():
-    means = {}
-    for index in range(40):
-        alike = MovingShapes(brightness=0.0, looks_by_class=True, max_shapes=8)[index]
-        plain = MovingShapes(brightness=0.0, max_shapes=8)[index]
-        assert all(torch.equal(alike[name], plain[name]) for name in ("classes", "flow_forward"))
-        assert not torch.equal(alike["images"], plain["images"])
-        for label in alike["classes"][0].unique().tolist():
-            mask = alike["classes"][0] == label
-            if mask.sum() > 1500:
-                means.setdefault(label, []).append(alike["images"][0][:, mask].mean(dim=1))
-    deviation = torch.stack([torch.stack(each).std(dim=0).max() for each in means.values() if len(each) > 1]).mean()
-    centres = torch.stack([torch.stack(each).mean(dim=0) for each in means.values()])
-    assert len(means) == 9 and deviation < 0.06 and torch.pdist(centres).min() > deviation
+def layer_colours(colouring, clips=40):
+    """Of each layer that is seen well: its mean colour in the first frame of each clip, and in the second."""
+    shapes = MovingShapes(clips, brightness=0.0, min_shapes=2, max_shapes=4, max_motion=0.01, colouring=colouring)
+    for item in shapes:
+        masks = [[item["instances"][t] == layer for t in (0, 1)] for layer in range(5)]
+        seen = [mask for mask in masks if min(each.sum() for each in mask) > 1000]
+        yield torch.stack([torch.stack([item["images"][t][:, m[t]].mean(dim=1) for t in (0, 1)]) for m in seen])
+
+
+def test_colours_are_a_layers_own_or_anew_in_each_frame_or_alike_in_all_layers():
+    """By how much mean colours differ from frame to frame, and from layer to layer, in [0, 1]."""
+    differ = {}
+    for colouring in ("own", "anew", "alike"):
+        clips = list(layer_colours(colouring))
+        frames = torch.cat([(clip[:, 0] - clip[:, 1]).abs().mean(dim=1) for clip in clips])
+        layers = torch.stack([clip.std(dim=0).mean() for clip in clips if len(clip) > 1])
+        differ[colouring] = frames.mean().item(), layers.mean().item()
+    assert differ["own"][0] < 0.01 and differ["own"][1] > 0.1
+    assert differ["anew"][0] > 0.1 and differ["anew"][1] > 0.1
+    assert 0.005 < differ["alike"][0] < 0.05 and differ["alike"][1] < 0.06
+
+
+def test_grey_textures_have_one_distribution_of_values_and_differ():
+    bank = sources.moving_shapes._grey_textures()
+    histograms = np.stack([np.bincount(texture[..., 0].ravel(), minlength=256) for texture in bank])
+    assert len(bank) == TEXTURES and (histograms == histograms[0]).all()
+    assert all((texture == texture[..., :1]).all() for texture in bank)
+    assert np.corrcoef(np.stack([texture[..., 0].ravel() for texture in bank]))[np.triu_indices(24, 1)].max() < 0.9
+
+
+def test_objects_are_seen_in_both_frames_and_only_texture_and_outline_identify_them():
+    objects = recoloured_objects(8, seed=1)
+    assert objects.images.shape == (2, 8, 3, 96, 96) and objects.images.dtype == torch.uint8
+    assert objects.masks.flatten(2).sum(dim=2).min() >= 96**2 / 10
+    assert 0 <= objects.textures.min() <= objects.textures.max() < TEXTURES and objects.classes.min() > 0
+    pixels = [
+        [image[:, mask].float() for image, mask in zip(*each, strict=True)] for each in zip(*objects[:2], strict=True)
+    ]
+    means = torch.stack([torch.stack([p.mean(dim=1) for p in frame]) for frame in pixels])
+    assert (means[0] - means[1]).abs().mean() > 25  # recoloured
+    again = recoloured_objects.__wrapped__(8, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(objects, again, strict=True))
 
 
 def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
@@ -192,11 +228,12 @@ def test_pairs_images_and_labels_show_the_frames_of_the_items():
     frames, pair = MovingShapes(seed=3)[7]["images"], ShapePairs(seed=3)[7]
     assert pair[0].dtype == torch.uint8 and torch.equal(torch.stack(pair).float() / 255, frames)
     assert torch.equal(ShapeImages(seed=3)[7], pair[0])
-    labelled, shapes = ShapeLabels(4, (40, 56), seed=3), MovingShapes(4, (40, 56), 2, 3, 8, looks_by_class=True)
-    for (image, labels), item in zip(labelled, shapes, strict=True):
+    labelled, shapes = ShapeLabels(4, (40, 56), 3), MovingShapes(4, (40, 56), 1, 3, max_shapes=8, colouring="anew")
+    for index, ((image, labels), item) in enumerate(zip(labelled, shapes, strict=True)):
         assert torch.equal(image.float() / 255, item["images"][0]) and image.dtype == torch.uint8
-        assert torch.equal(labels, item["classes"][0]) and labels.dtype == torch.int64
-    assert len(labelled.classes) == len(labelled.colours) == 9
+        numbers = torch.from_numpy(shapes._scene(index).numbers)  # of the textures
+        assert torch.equal(labels, numbers[item["instances"][0]]) and labels.dtype == torch.int64
+    assert len(labelled.classes) == len(labelled.colours) == TEXTURES
 
 
 # -------------------------------------------------------------------------------------------------------- training_sets
