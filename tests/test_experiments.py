@@ -7,6 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 from export import export
+from helpers import write_davis, write_images, write_middlebury
 from rows import FIGURES, ROWS, TABLES, schedule
 
 import evaluate
@@ -15,6 +16,12 @@ from experiments import run
 from mcjepa import MCJEPA, ModelConfig
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
+
+
+def shrink_shapes(monkeypatch):
+    small = {"SHAPES_PAIRS": 1, "SHAPES_SIZE": 64, "SHAPES_VIDEOS": 1, "SHAPES_FRAMES": 3, "SHAPES_OBJECTS": 3}
+    for name, value in small.items():
+        monkeypatch.setattr(evaluate, name, value)
 
 
 def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_no_multiple_of_its_strides(tmp_path):
@@ -46,9 +53,7 @@ def test_every_name_in_a_table_or_figure_is_a_row():
 def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "ROWS", {name: ROWS[name] for name in ("random", "vicreg", "mcjepa")})
     monkeypatch.setattr(run, "TABLES", {"1": ("random", "mcjepa"), "11": ("mcjepa",)})
-    small = {"SHAPES_PAIRS": 1, "SHAPES_SIZE": 64, "SHAPES_VIDEOS": 1, "SHAPES_FRAMES": 3, "SHAPES_OBJECTS": 3}
-    for name, value in small.items():
-        monkeypatch.setattr(evaluate, name, value)
+    shrink_shapes(monkeypatch)
     results, words = tmp_path / "results.jsonl", ["--steps", "2", "--seeds", "0", "--workers", "0", *TINY.split()]
     words += ["--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
     run.main([*words, "1"])
@@ -61,6 +66,16 @@ def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, m
     assert curves["step"] == [2] and curves["validation/epe"][0] > 0 and curves["weighted/vicreg_variance"][0] > 0
     run.main([*words, "1", "11"])
     assert results.read_text() == before and "mcjepa, seed 0: its line is in" in capsys.readouterr().out
+
+
+def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
+    shrink_shapes(monkeypatch)
+    write_middlebury(tmp_path / "Middlebury")
+    write_davis(tmp_path / "DAVIS2016-240p", ["bear"], resolution="240p")
+    write_images(tmp_path / "cifar-10", [f"{part}/{kind}/a.png" for part in ("train", "test") for kind in "ab"])
+    measures = run.measure("random", 0, tmp_path, tmp_path)
+    assert measures["CIFAR-10 k-NN, stride 32"] == 50  # all images are alike
+    assert {"EPE", "Middlebury EPE", "J&F, 8", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16"} <= measures.keys()
 
 
 def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
