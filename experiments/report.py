@@ -3,8 +3,8 @@
     pip install -r experiments/requirements.txt      # matplotlib
     python experiments/report.py
 
-Numbers are read from the results; what they mean for a claim of the paper is judged by hand, in CLAIMS, with the series
-that it is judged on. A series is the runs of one number of steps on one set of images: only they are compared.
+Numbers are read from the results; what they mean for a claim is judged by hand, in CLAIMS, on one series of runs. A
+series has one number of steps and one set of images: only its runs are compared.
 """
 
 import argparse
@@ -99,8 +99,8 @@ def text_of(runs: list[dict], name: str, measure: str) -> str:
     numbers = [run["measures"][measure] for run in own if measure in run["measures"]]
     if not numbers:
         return "diverged" if any(run.get("diverged") for run in own) else ""
-    digits, deviation = 2 if "EPE" in measure else 1, np.std(numbers, ddof=1) if len(numbers) > 1 else None
-    return f"{np.mean(numbers):.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(numbers) > 1 else "")
+    digits, several = 2 if "EPE" in measure else 1, len(numbers) > 1
+    return f"{np.mean(numbers):.{digits}f}" + (f" ± {np.std(numbers, ddof=1):.{digits}f}" if several else "")
 
 
 def table(number: str, series: str, runs: list[dict], paper: list[dict[str, str]]) -> list[str]:
@@ -130,12 +130,10 @@ def write_report(folder: Path) -> None:
     results: dict[str, list[dict]] = {}
     for run in map(json.loads, (folder / "results.jsonl").read_text().splitlines()):
         results.setdefault(run["series"], []).append(run)
-    with open(HERE / "paper.csv", newline="") as file:
-        paper = [*csv.DictReader(file)]
+    paper = [*csv.DictReader((HERE / "paper.csv").read_text().splitlines())]
     lines = ["# The paper's claims at a small scale", "", *INTRODUCTION.splitlines(), ""]
-    for series in results:
-        lines += [textwrap.fill(f"- {series}: {NOTES.get(series, 'by run.py.')}", 120, subsequent_indent="  ")]
-    lines += ["", "## Claims", ""]
+    notes = (f"- {series}: {NOTES.get(series, 'by run.py.')}" for series in results)
+    lines += [*(textwrap.fill(note, 120, subsequent_indent="  ") for note in notes), "", "## Claims", ""]
     for claim, series, text in CLAIMS:
         lines += [f"{claim}:", cite(text, results.get(series, [])), ""]
     for number in TABLES:

@@ -93,7 +93,7 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     absolute = lambda text: Path(text).resolve()  # noqa: E731 (train.py runs in another folder)
-    parser.add_argument("--table", nargs="+", choices=TABLES, default=[])
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="for 2 see the docstring")
     parser.add_argument("--figure", nargs="+", choices=FIGURES, default=[])
     parser.add_argument("--steps", type=int, default=3000, help="of each row, a multiple of 100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
