@@ -1,9 +1,27 @@
-"""experiments/: the parts that others run without the rest of it."""
+"""experiments/: the tables of the report, and the part that others run without the rest of it."""
 
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
 import torch
 from export import export
+from helpers import write_davis, write_images, write_middlebury
+from rows import FIGURES, ROWS, TABLES, schedule
 
+import evaluate
+import train
+from experiments import run
 from mcjepa import MCJEPA, ModelConfig
+
+TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
+
+
+def shrink_shapes(monkeypatch):
+    small = {"SHAPES_PAIRS": 1, "SHAPES_SIZE": 64, "SHAPES_VIDEOS": 1, "SHAPES_FRAMES": 3, "SHAPES_OBJECTS": 3}
+    for name, value in small.items():
+        monkeypatch.setattr(evaluate, name, value)
 
 
 def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_no_multiple_of_its_strides(tmp_path):
@@ -14,3 +32,101 @@ def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_n
     flow = model.estimate_flow(*images)
     assert flow.abs().max() > 0.1
     torch.testing.assert_close(torch.export.load(tmp_path / "flow.pt2").module()(*images), flow)
+
+
+@pytest.mark.parametrize("name", set(ROWS) - {"random"})
+def test_every_row_is_a_run_of_train_py_whose_masks_come_in_the_last_half_of_its_flow(name):
+    steps, flags = schedule(ROWS[name], 1000)
+    config = train.parse(["small", *flags])
+    train.check(config)
+    plan = train.make_plan(config, None, train.Source("images", range(1000), None, 128))
+    assert plan.end == steps == config.epochs * config.steps_per_epoch
+    flow, _ = plan.taken(plan.end)
+    assert config.task == "vicreg" or plan.mask_warmup == pytest.approx(flow / 2, abs=config.steps_per_epoch / 2)
+
+
+def test_every_name_in_a_table_or_figure_is_a_row():
+    selections = [*TABLES.values(), *(rows for _, rows in FIGURES.values())]
+    assert {name for names in selections for name in names} == set(ROWS)
+
+
+def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "ROWS", {name: ROWS[name] for name in ("random", "vicreg", "mcjepa")})
+    monkeypatch.setattr(run, "TABLES", {"1": ("random", "mcjepa"), "11": ("mcjepa",)})
+    shrink_shapes(monkeypatch)
+    results, words = tmp_path / "results.jsonl", ["--steps", "2", "--seeds", "0", "--workers", "0", *TINY.split()]
+    words += ["--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
+    run.main([*words, "1"])
+    before = results.read_text()
+    lines = [json.loads(line) for line in before.splitlines()]
+    assert [(line["name"], line["seed"], line["steps"]) for line in lines] == [("random", 0, 0), ("mcjepa", 0, 2)]
+    for line in lines:
+        assert {"EPE", "object", "object, stride 8", "J&F, 8", "J&F, 8+16"} <= line["measures"].keys()
+    curves = json.loads((tmp_path / "curves" / lines[1]["curves"]).read_text())
+    assert curves["step"] == [2] and curves["validation/epe"][0] > 0 and curves["weighted/vicreg_variance"][0] > 0
+    run.main([*words, "1", "11"])
+    assert results.read_text() == before and "mcjepa, seed 0: its line is in" in capsys.readouterr().out
+
+
+def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
+    shrink_shapes(monkeypatch)
+    write_middlebury(tmp_path / "Middlebury")
+    write_davis(tmp_path / "DAVIS2016-240p", ["bear"], resolution="240p")
+    write_images(tmp_path / "cifar-10", [f"{part}/{kind}/a.png" for part in ("train", "test") for kind in "ab"])
+    measures = run.measure("random", 0, tmp_path, tmp_path)
+    assert measures["CIFAR-10 k-NN, stride 32"] == 50  # all images are alike
+    assert {"EPE", "Middlebury EPE", "J&F, 8", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16"} <= measures.keys()
+
+
+def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "TABLES", {"1": ("mcjepa",)})
+    words = ["--table", "1", "--steps", "20", "--seeds", "0", "--workers", "0", *TINY.split()]
+    words += ["--results", str(tmp_path / "results.jsonl"), "--output-dir", str(tmp_path / "runs")]
+    run.main([*words, "--learning-rate", "1e30"])
+    (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert line["diverged"] and not line["measures"]
+    (tmp_path / "results.jsonl").unlink()
+    (tmp_path / "runs" / "mcjepa_20_0" / "metrics.jsonl").unlink()
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: CompletedProcess([], 1, stdout=""))
+    with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
+        run.main(words)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_the_report_has_means_over_seeds_diverged_rows_and_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    import report
+
+    rows = [("mcjepa", 0, 50.0), ("mcjepa", 1, 52.0), ("vicreg", 0, 40.0), ("random", 0, 30.0), ("norm_none", 0, None)]
+    rows += [("ratio_1", 0, 45.0)]
+    for name, seed, value in rows:
+        measures = {f"CIFAR-10 k-NN, stride {s}": value for s in (32, 16)} | {"Middlebury EPE": value} if value else {}
+        run = {"series": report.PILOT, "name": name, "seed": seed, "measures": measures, "diverged": value is None}
+        run |= {"curves": "a.json"} if name == "mcjepa" else {}
+        with open(tmp_path / "results.jsonl", "a") as file:
+            file.write(json.dumps(run) + "\n")
+    (tmp_path / "curves").mkdir()
+    curves = {"step": [1, 2], "gradient_ratio": [None, 0.3], "flow_balance": [None, 1.0], "weighted/cycle": [1.0, 2.0]}
+    (tmp_path / "curves" / "a.json").write_text(json.dumps(curves))
+    report.write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| MC-JEPA | 2 | 51.00 ± 1.41 | 51.0 ± 1.4 | 2.67 | 67.1 | 70.5 |" in text
+    assert "| VICReg | 1 | 40.00 | 40.0 | 13.5 | 60.1 | 58.1 |" in text
+    assert "| no norm | 1 | diverged | diverged | crashed |  |  |" in text
+    assert "k-NN of MC-JEPA is 51.0 ± 1.4%, that of VICReg 40.0%" in text
+    assert "At stride 8 its J&F is (not measured)%" in text
+    assert "`python experiments/run.py --table 5`" in text and "--table 3`" not in text
+    pictures = [line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(pictures) == 3 and all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)
+
+
+def test_the_report_is_that_of_the_results(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    import report
+
+    monkeypatch.setattr(figure, "tight_layout", lambda *_: None)  # the pictures would take long
+    monkeypatch.setattr(figure, "savefig", lambda *_, **__: None)
+    for name in ("results.jsonl", "curves"):
+        (tmp_path / name).symlink_to(Path(report.__file__).parent / name)
+    report.write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text() == (Path(report.__file__).parent / "report.md").read_text()

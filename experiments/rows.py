@@ -1,0 +1,63 @@
+"""The rows of the paper's tables and figures, as runs of `train.py small` with other flags; run.py runs them."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A run: its flags of train.py, how many of --steps it takes, and the share of them before flow starts."""
+
+    flags: str = ""
+    length: float = 1.0
+    flow_start: float = 0.1
+
+
+ROWS = {
+    "random": Row(length=0.0),
+    "vicreg": Row("--task vicreg"),
+    "vicreg_twice": Row("--task vicreg", length=2.0),  # is it only more computation?
+    "mjepa": Row("--task mjepa", length=0.9, flow_start=0.0),  # as many steps of flow as MC-JEPA
+    "mcjepa": Row(),
+    "norm_none": Row("--model.estimator-norm none"),
+    "norm_l2": Row("--model.estimator-norm l2"),
+    "norm_layer+l2": Row("--model.estimator-norm layer+l2"),
+    "factor_1": Row("--model.estimator-factor 1"),
+    "pwc": Row("--model.encoder pwc"),
+    "resnet18": Row("--model.encoder resnet18"),
+    "resnet50": Row("--model.encoder resnet50"),
+    "convnext_tiny": Row("--model.encoder convnext_tiny"),
+    "frozen": Row("--strategy frozen", flow_start=0.5),
+    "finetune": Row("--strategy finetune", flow_start=0.5),
+    "alternate_epochs": Row("--strategy alternate_epochs"),
+    "alternate_batches": Row("--strategy alternate_batches"),
+    "without_eq6": Row("--loss.variance 0 0 0 0 0 0 --loss.covariance 0 0 0 0 0 0"),
+    "start_0": Row(flow_start=0.0),
+    "start_30": Row(flow_start=0.3),
+    "cycle_0": Row("--loss.cycle 0"),
+    "cycle_0.2": Row("--loss.cycle 0.2"),
+    "ratio_0.1": Row("--loss.gradient-ratio 0.1"),
+    "ratio_1": Row("--loss.gradient-ratio 1"),
+    "ratio_3": Row("--loss.gradient-ratio 3"),
+}
+TABLES = {
+    "1": ("random", "vicreg", "vicreg_twice", "mjepa", "mcjepa"),
+    "3": ("norm_none", "mcjepa", "norm_l2", "norm_layer+l2", "factor_1"),
+    "4": ("pwc", "mcjepa", "resnet18", "resnet50", "convnext_tiny"),
+    "5": ("frozen", "finetune", "alternate_epochs", "alternate_batches", "mcjepa"),
+    "11": ("without_eq6", "mcjepa"),
+}
+LARGE = ("resnet50", "convnext_tiny")  # only with --all
+FIGURES = {  # what a panel shows from left to right, and the row of each of its values
+    "5a": ("start of flow [% of the steps]", {"start_0": 0, "mcjepa": 10, "start_30": 30}),
+    "5b": ("coefficient of Eq. 5", {"cycle_0": 0, "mcjepa": 0.02, "cycle_0.2": 0.2}),
+    "5c": ("gradient of flow / of content", {"ratio_0.1": 0.1, "mcjepa": 0.3, "ratio_1": 1, "ratio_3": 3}),
+}
+
+
+def schedule(row: Row, steps: int) -> tuple[int, list[str]]:
+    """The steps of a row, and its flags: schedules stretch with the steps, and masks come in the last half of flow."""
+    steps = round(row.length * steps)
+    per_epoch = max(min(steps, 100), 1)
+    epochs, warmup = round(steps / per_epoch), min(max(steps / 10, 100), 500) / per_epoch
+    start, turns = epochs * row.flow_start, 2 if "alternate" in row.flags else 1
+    flags = f"--epochs {epochs} --steps-per-epoch {per_epoch} --warmup-epochs {warmup:g} --flow-start-epoch {start:g}"
+    return epochs * per_epoch, f"{flags} --mask-warmup-epochs {(epochs - start) / turns / 2:g} {row.flags}".split()

@@ -1,0 +1,127 @@
+"""Trains and measures the rows of the paper's tables and figures at a small scale, with several seeds.
+
+    python experiments/run.py --table 1                            # on MovingShapes alone
+    python experiments/run.py --table 3 5 --figure 5c --steps 1000 --seeds 0
+    python experiments/run.py --table 1 --data DATA --workers 8    # images of CIFAR-10; measured on real data too
+    python experiments/report.py                                   # makes report.md and its pictures from results.jsonl
+
+A row is a run of `train.py small` with other flags; those that this script does not know go to train.py, for all rows.
+DATA holds cifar-10/ (train/CLASS/a.png, test/CLASS/b.png), Middlebury/ and DAVIS2016-240p/. A stopped run continues;
+one that is measured has its line in results.jsonl and is not repeated. If it diverged, the line has no measures.
+
+Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets kitti sintel): no flag adds MovingShapes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+from rows import FIGURES, LARGE, ROWS, TABLES, schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate  # noqa: E402
+from engine.log import environment  # noqa: E402
+from engine.processes import own_device  # noqa: E402
+
+CURVES = ("weighted/", "deviation/", "validation/", "gradient_ratio", "flow_balance", "loss/vicreg_invariance")
+
+
+def measure(model: str, seed: int, folder: Path, data: Path | None) -> dict[str, float]:
+    """What evaluate.py measures of a checkpoint, or of random weights; errors in pixels, all else in percent."""
+    common = {"model": model, "encoder": "resnet10", "seed": seed, "output_dir": folder / "measures"}
+    network, _ = evaluate.open_model(evaluate.Config(**common))
+    measures, side = {}, evaluate.SHAPES_SIZE
+    if network.estimator:
+        errors = evaluate.flow_errors_on_shapes(network, evaluate.SHAPES_PAIRS, (side, side))
+        measures |= {"EPE": errors["epe"], "EPE of zero flow": errors["epe_zero"]}
+        if data:
+            config = evaluate.FlowConfig(**common, data_root=data / "Middlebury", pictures=0)
+            measures["Middlebury EPE"] = evaluate.run_flow(config)["table1"]["EPE"]
+    shares = evaluate.search_on_shapes(network, evaluate.SHAPES_OBJECTS)
+    if data:
+        _, known, queries = evaluate.label_sets.find_classes(data / "cifar-10", most=10_000, size=48)
+        for level, scores in evaluate.classify_images(network, known, queries).items():
+            shares |= {f"CIFAR-10 {kind}, {level}": share for kind, share in scores.items()}
+    videos = {"": {}} | ({"DAVIS 2016 ": {"data_root": data / "DAVIS2016-240p", "size": 240}} if data else {})
+    for title, options in videos.items():
+        for strides in ((8,), (8, 16)):
+            report = evaluate.run_video(evaluate.VideoConfig(**common, **options, stride=strides, pictures=0))
+            shares[f"{title}J&F, {'+'.join(map(str, strides))}"] = report["mean"]["J&F"]
+    return measures | {name: 100 * share for name, share in shares.items()}
+
+
+def thin_curves(metrics: Path, most: int = 60) -> dict[str, list[float | None]]:
+    """The columns of a metrics.jsonl that tell how a run went, at about so many steps, with four digits."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        numbers = {name: float(f"{value:.4g}") for name, value in line.items() if name.startswith(CURVES)}
+        rows[line["step"]] = rows.get(line["step"], {}) | numbers
+    every = -(-len(rows) // most)
+    rows = {step: row for i, (step, row) in enumerate(rows.items()) if i % every == 0 or "validation/epe" in row}
+    names = sorted({name for row in rows.values() for name in row})
+    return {"step": [*rows]} | {name: [row.get(name) for row in rows.values()] for name in names}
+
+
+def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags: list[str]) -> dict | None:
+    """A run's part of its line in results.jsonl; None if it failed other than by diverging."""
+    start, (steps, own) = time.time(), schedule(ROWS[name], arguments.steps)
+    folder, model = arguments.output_dir / f"{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}", "random"
+    result = {"flags": " ".join([*own, *flags]), "steps": steps, "device": environment(own_device())["device"]}
+    if steps:
+        words = ["--output-dir", folder, "--seed", str(seed), "--workers", str(arguments.workers), *own, *flags]
+        words += ["--image-dir", arguments.data / "cifar-10" / "train"] if arguments.data else []
+        code = subprocess.run([sys.executable, "train.py", "small", *words], cwd=ROOT).returncode
+        metrics, model = folder / "metrics.jsonl", str(folder / "checkpoint.pt")
+        if code:
+            diverged = metrics.exists() and '"skipped"' in metrics.read_text().splitlines()[-1]
+            return result | {"measures": {}, "diverged": True} if diverged else None
+        if seed == arguments.seeds[0]:
+            curves = arguments.results.parent / "curves" / f"{folder.name}.json"
+            curves.parent.mkdir(exist_ok=True)
+            curves.write_text(json.dumps(thin_curves(metrics)) + "\n")
+            result["curves"] = curves.name
+    result["measures"] = measure(model, seed, folder, arguments.data)
+    return result | {"seconds": round(time.time() - start)}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    absolute = lambda text: Path(text).resolve()  # noqa: E731 (train.py runs in another folder)
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="for 2 see the docstring")
+    parser.add_argument("--figure", nargs="+", choices=FIGURES, default=[])
+    parser.add_argument("--steps", type=int, default=3000, help="of each row, a multiple of 100")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=absolute, help="with CIFAR-10, Middlebury and DAVIS; default: MovingShapes")
+    parser.add_argument("--all", action="store_true", help="the large encoders of Table 4 too")
+    parser.add_argument("--workers", type=int, default=2, help="of train.py")
+    parser.add_argument("--output-dir", type=absolute, default=ROOT / "runs" / "experiments")
+    parser.add_argument("--results", type=absolute, default=ROOT / "experiments" / "results.jsonl")
+    arguments, flags = parser.parse_known_args(words)
+    if not arguments.table and not arguments.figure:
+        parser.error("name a --table or a --figure")
+    names = [name for table in arguments.table for name in TABLES[table] if arguments.all or name not in LARGE]
+    names += [name for figure in arguments.figure for name in FIGURES[figure][1]]
+    images, failed = "CIFAR-10" if arguments.data else "MovingShapes", []
+    series = ", ".join([f"{arguments.steps:,} steps", f"images of {images}", *([" ".join(flags)] if flags else [])])
+    for seed, name in product(arguments.seeds, dict.fromkeys(names)):
+        lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+        run = {"series": series, "name": name, "seed": seed}
+        if any(run.items() <= json.loads(line).items() for line in lines):
+            print(f"{name}, seed {seed}: its line is in {arguments.results}")
+        elif result := train_and_measure(name, seed, arguments, flags):
+            with open(arguments.results, "a") as file:
+                file.write(json.dumps(run | result) + "\n")
+        else:
+            failed.append(f"{name}, seed {seed}")
+    if failed:
+        sys.exit(f"error: {len(failed)} runs failed, see above: {'; '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
