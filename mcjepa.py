@@ -85,6 +85,8 @@ class LossConfig:
     level_flow: Literal["entering", "leaving"] = "entering"
     """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest, or the refined one that
     leaves it (paper, Eq. 1 and Figure 2: entering)."""
+    feature_strides: tuple[int, int] = (2, 64)
+    """The finest and the coarsest level of Eqs. 2 and 5, by their strides (paper: all levels); VICReg has the coarsest."""
     masked: tuple[Literal["regression", "cycle", "reconstruction"], ...] = ("regression",)
     """The losses that leave occluded pixels out (paper: regression; field: the reconstruction too)."""
     coarse_levels: float = 0.0
@@ -314,15 +316,18 @@ class MCJEPA(nn.Module):
             visible, visible_share = self._visible(flow, masks)
             regression, cycle, variance_covariance = [], [], []
             for level, (features, flow_l) in enumerate(zip(pyramid, self._level_flows(flows, pyramid), strict=True)):
+                weights = config.variance[level], config.covariance[level]
+                samples = features.chunk(2) if config.each_frame else [features]
+                variance_covariance += [eq_6(frames, *weights) / len(samples) for frames in samples]
+                finest, coarsest = config.feature_strides
+                if not finest <= self.encoder.strides[level] <= coarsest:
+                    continue
                 visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, features.shape[2:]))
                 mask = dict.fromkeys(config.masked, visible_l)
                 warped = warp(swap_frames(features), flow_l)
                 regression.append(regression_loss(features, warped, mask.get("regression")))
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
                 cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
-                weights = config.variance[level], config.covariance[level]
-                samples = features.chunk(2) if config.each_frame else [features]
-                variance_covariance += [eq_6(frames, *weights) / len(samples) for frames in samples]
             if "reconstruction" not in config.masked:
                 visible = torch.ones_like(visible)
             reconstruction, smoothness = self._image_losses(images, flow, visible)
@@ -331,9 +336,10 @@ class MCJEPA(nn.Module):
                 terms["coarse_levels"] = (coarse, balance * config.coarse_levels)
 
         terms["reconstruction"] = (reconstruction, balance * config.reconstruction)
-        terms["regression"] = (sum(regression), balance * config.regression)
+        nothing = torch.zeros_like(reconstruction)  # if no level has these strides
+        terms["regression"] = (sum(regression, nothing), balance * config.regression)
         terms["smoothness"] = (smoothness, balance * config.smoothness)
-        terms["cycle"] = (sum(cycle), balance * config.cycle)
+        terms["cycle"] = (sum(cycle, nothing), balance * config.cycle)
         terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)
         stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
         monitor = {f"deviation/stride_{stride}": std for stride, std in stds}
