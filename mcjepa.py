@@ -86,7 +86,7 @@ class LossConfig:
     """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest, or the refined one that
     leaves it (paper, Eq. 1 and Figure 2: entering)."""
     feature_strides: tuple[int, int] = (2, 64)
-    """The finest and the coarsest level of Eqs. 2 and 5, by their strides (paper: all levels); VICReg has the coarsest."""
+    """The finest and the coarsest level of Eqs. 2 and 5, by their strides (paper: all); VICReg has the coarsest."""
     masked: tuple[Literal["regression", "cycle", "reconstruction"], ...] = ("regression",)
     """The losses that leave occluded pixels out (paper: regression; field: the reconstruction too)."""
     coarse_levels: float = 0.0
