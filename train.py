@@ -29,7 +29,7 @@ import tyro
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_dtype
 
@@ -433,15 +433,15 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
 
 
 def gradient_ratio(model: MCJEPA, losses: Losses) -> Float[Tensor, ""]:
-    """The norm of the gradient of the flow losses on the encoder over that of the content losses."""
+    """The norm of the gradient of the flow losses on the encoder over that of the content losses, of all processes."""
     norms, parameters = [], [*model.encoder.parameters()]
     for task in ("flow", "content"):
         gradients = torch.autograd.grad(losses.tasks[task], parameters, retain_graph=True, allow_unused=True)
-        norms.append(get_total_norm([gradient for gradient in gradients if gradient is not None]))
-    both = torch.stack(norms)
-    if dist.is_initialized():  # the same balance in all processes
-        dist.all_reduce(both)
-    return both[0] / both[1]
+        gradient = torch.cat([part.flatten() for part in gradients if part is not None])
+        if dist.is_initialized():  # DDP takes the mean, which has the same ratio as the sum
+            dist.all_reduce(gradient)
+        norms.append(gradient.norm())
+    return norms[0] / norms[1]
 
 
 def take_step(
@@ -490,7 +490,9 @@ def take_step(
     if balances:
         balance = run.model.flow_balance
         numbers |= {"gradient_ratio": ratio, "flow_balance": balance.clone()}
-        balance.lerp_(balance * config.loss.gradient_ratio / ratio, 0.2 if flow_steps else 1.0)
+        # Frames without motion or texture may have no gradient: they must not end the run.
+        factor = (config.loss.gradient_ratio / ratio).nan_to_num(1.0, posinf=1.0).clamp(0.05, 20)
+        balance.lerp_(balance * factor, 0.2 if flow_steps else 1.0)
     numbers |= {f"weighted/{name}": value for name, value in losses.weighted.items()} | losses.monitor
     return numbers, reports
 

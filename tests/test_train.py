@@ -484,6 +484,20 @@ def test_the_balance_moves_to_the_wanted_ratio_of_the_gradients_on_the_encoder()
     assert balances[2] == pytest.approx(balances[0] * (0.8 + 0.2 * 0.5 / (norms[4] / norms[5])), rel=1e-3)
 
 
+def test_the_ratio_of_the_gradients_is_that_of_the_whole_batch_however_many_processes_share_it(whole):
+    one, two = (records(whole[count], "gradient_ratio") for count in (1, 2))
+    assert len(one) == 1 and one[0]["gradient_ratio"] == pytest.approx(two[0]["gradient_ratio"], rel=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.0, math.inf, math.nan])  # one of the tasks, or both, have no gradient
+def test_a_task_without_a_gradient_leaves_a_balance_to_learn_with(ratio, monkeypatch):
+    opened = train.open_run(config_of("--flow-start-epoch", 0, "--output-dir", "none"))
+    batch = tuple(tuple(torch.rand(2, n, 3, side, side)) for n, side in ((2, 64), (4, 32)))
+    monkeypatch.setattr(train, "gradient_ratio", lambda *_: torch.tensor(ratio))
+    train.take_step(opened, opened.model, 6, 0, batch, [])
+    assert 0 < float(opened.model.flow_balance) < 100
+
+
 def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monkeypatch, tmp_path):
     norms, step = {}, torch.optim.AdamW.step
 
