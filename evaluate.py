@@ -803,8 +803,9 @@ def train_segmenter(
     the loss is not finite.
     """
     settings = as_json(config) | recipe._asdict() | {"training_images": len(training)}
-    if Path(config.model).is_file():
-        settings["weights"] = hashlib.sha256(Path(config.model).read_bytes()).hexdigest()[:16]
+    weights = Path(mcjepa.SHIPPED.get(config.model, config.model))
+    if weights.is_file():
+        settings["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
     learns = nn.ModuleDict({"norms": segmenter.norms, "classifiers": segmenter.classifiers})
     groups = [{"params": [*learns.parameters()], "initial_lr": recipe.learning_rate}]
     if config.finetune:  # otherwise the encoder comes from --model, not from the checkpoint
@@ -1123,7 +1124,8 @@ def compared_levels(
     """
     if model:
         model = copy.deepcopy(model).eval()
-        estimate_batch_norms(model, images[0][spread(len(images[0]), 1024)].split(64))
+        shown = images[0][spread(len(images[0]), 1024)]
+        estimate_batch_norms(model, shown.tensor_split(-(-len(shown) // 64)))  # none of a single image
     known, queries = (pooled_levels(model, *each) for each in zip(images, masks, strict=True))
     moments = {name: torch.std_mean(each, dim=0) for name, each in known.items()}
     return {n: [(x[n] - mean) / std.clamp(min=1e-6) for x in (known, queries)] for n, (std, mean) in moments.items()}
@@ -1183,6 +1185,8 @@ def search_on_shapes(model: MCJEPA, count: int) -> dict[str, float]:
 
 def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     """Nearest neighbours: of labelled images with ridge regression beside, or of shapes in other colours, by level."""
+    if config.images < 2 or (config.size is not None and config.size < 1):
+        raise ValueError("--images must be at least 2, and --size at least 1")
     models = {}
     if config.model != "colour":
         models["ours"], config = open_model(config)
@@ -1191,14 +1195,18 @@ def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     if config.data_root is None:
         objects = recoloured_objects(SHAPES_OBJECTS, UNSEEN_SEED)
         benchmark, measure = "shapes", partial(search_among_shapes, objects=objects)
-        drawn = {"object": torch.arange(SHAPES_OBJECTS), "texture": objects.textures, "shape": objects.classes}
+        chance = {"object": 1 / SHAPES_OBJECTS}  # of texture and shape it is that of the others
+        for kind, numbers in (("texture", objects.textures), ("shape", objects.classes)):
+            alike = numbers[:, None] == numbers
+            chance[kind] = (alike.sum().item() - len(alike)) / (len(alike) * (len(alike) - 1))
     else:
         benchmark, known, queries = label_sets.find_classes(config.data_root, config.images, config.size)
         measure = partial(classify_images, known=known, queries=queries)
-        drawn = dict.fromkeys(("k-NN", "ridge"), queries.labels)
+        alike = known.labels[:, None] == queries.labels
+        chance = dict.fromkeys(("k-NN", "ridge"), alike.float().mean().item())
     scores = {f"{title} {n}": row for title, model in models.items() for n, row in measure(model).items()}
-    scores |= measure(None) | {"chance": {n: (x[:, None] == x).float().mean().item() for n, x in drawn.items()}}
-    print_table(f"{benchmark} [%]", list(drawn), {n: [100 * x for x in row.values()] for n, row in scores.items()})
+    scores |= measure(None) | {"chance": chance}
+    print_table(f"{benchmark} [%]", list(chance), {n: [100 * x for x in row.values()] for n, row in scores.items()})
     return write_report(config, "knn", {"data": benchmark, "scores": scores, "notes": [], "table1": {}})
 
 

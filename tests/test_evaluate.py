@@ -759,6 +759,8 @@ def test_the_content_of_a_model_file_counts_and_not_its_name(tmp_path, camvid):
     write_checkpoint(tmp_path / "a.pt", "mcjepa")
     with helpers.raises_one_line(ValueError, "weights: "):
         run_segmentation(config)
+    with helpers.raises_one_line(ValueError, "encoder: ", "weights: "):  # weights that come with the code have content
+        run_segmentation(replace(config, model="small"))
 
 
 def test_rates_and_weight_decay_are_those_of_the_recipe_at_every_step(camvid, monkeypatch):
@@ -1208,7 +1210,8 @@ def test_images_in_folders_are_classified_and_colour_stands_beside(tmp_path, typ
     scores = json.loads((tmp_path / "out/knn.json").read_text())["scores"]
     assert list(table) == [*(f"ours stride {s}" for s in (64, 32, 16, 8, 4, 2)), "colour", "chance"]
     assert scores["colour"] == {"k-NN": 1.0, "ridge": 1.0} and table["colour"] == {"k-NN": 100, "ridge": 100}
-    assert scores["chance"]["ridge"] == pytest.approx(5 / 9)  # 15 // 5 = 3 queries: 1 and 2
+    assert scores["chance"]["ridge"] == pytest.approx((8 * 2 + 7) / 45)  # of 15 images and 15 // 5 queries
+    assert_one_line(typed("knn", "--model", "colour", *options, "--size", 0), "--size at least 1")
     (tmp_path / "data/test/red").rename(tmp_path / "data/test/blue")
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 64), "blue is no class of")
 
