@@ -429,7 +429,11 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
         module.broadcast_buffers = (
             False  # batch norm's averages are alike, as its statistics are those of all processes
         )
-    return torch.compile(module) if config.compile else module
+    if not config.compile:
+        return module
+    if config.loss.gradient_ratio:  # a backward pass compiled in a step without it must allow for it too
+        torch._functorch.config.donated_buffer = False
+    return torch.compile(module)
 
 
 def gradient_ratio(model: MCJEPA, losses: Losses) -> Float[Tensor, ""]:

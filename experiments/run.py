@@ -14,6 +14,7 @@ Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets k
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -71,7 +72,9 @@ def thin_curves(metrics: Path, most: int = 60) -> dict[str, list[float | None]]:
 def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags: list[str]) -> dict | None:
     """A run's part of its line in results.jsonl; None if it failed other than by diverging."""
     start, (steps, own) = time.time(), schedule(ROWS[name], arguments.steps)
-    folder, model = arguments.output_dir / f"{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}", "random"
+    other = re.sub(r"[^\w.]+", "_", " ".join(flags))  # flags of all rows
+    folder, model = f"{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}{other}", "random"
+    folder = arguments.output_dir / folder
     result = {"flags": " ".join([*own, *flags]), "steps": steps, "device": environment(own_device())["device"]}
     if steps:
         words = ["--output-dir", folder, "--seed", str(seed), "--workers", str(arguments.workers), *own, *flags]
@@ -79,7 +82,7 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
         code = subprocess.run([sys.executable, "train.py", "small", *words], cwd=ROOT).returncode
         metrics, model = folder / "metrics.jsonl", str(folder / "checkpoint.pt")
         if code:
-            diverged = metrics.exists() and '"skipped"' in metrics.read_text().splitlines()[-1]
+            diverged = metrics.exists() and '"skipped"' in "".join(metrics.read_text().splitlines()[-1:])
             return result | {"measures": {}, "diverged": True} if diverged else None
         if seed == arguments.seeds[0]:
             curves = arguments.results.parent / "curves" / f"{folder.name}.json"

@@ -86,7 +86,8 @@ def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_othe
     (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert line["diverged"] and not line["measures"]
     (tmp_path / "results.jsonl").unlink()
-    (tmp_path / "runs" / "mcjepa_20_0" / "metrics.jsonl").unlink()
+    (metrics,) = (tmp_path / "runs").glob("mcjepa_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
+    metrics.unlink()
     monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: CompletedProcess([], 1, stdout=""))
     with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
         run.main(words)

@@ -215,6 +215,16 @@ print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
 
 
+def test_a_compiled_run_that_continues_between_two_ratios_can_take_the_next_one(monkeypatch):
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    config = config_of("--compile")
+    train.over_processes(config, train.build(config, torch.device("cpu"))[0], torch.device("cpu"))
+    compiled, x = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager"), torch.ones(2, requires_grad=True)
+    compiled(x).backward()  # a step without a ratio
+    (gradient,) = torch.autograd.grad(compiled(x), x, retain_graph=True)
+    torch.testing.assert_close(gradient, x.grad)
+
+
 def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_the_compiler(tmp_path):
     (tmp_path / "compiled.py").write_text(COMPILED)
     flags = ("--flow-start-epoch", 0, "--learning-rate", 1e-6, "--estimator-learning-rate", 1e-6, "--max-steps")
