@@ -432,7 +432,9 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     if not config.compile:
         return module
     if config.loss.gradient_ratio:  # a backward pass compiled in a step without it must allow for it too
-        torch._functorch.config.donated_buffer = False
+        from torch._functorch import config as compiler
+
+        compiler.donated_buffer = False
     return torch.compile(module)
 
 

@@ -216,7 +216,7 @@ print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def test_a_compiled_run_that_continues_between_two_ratios_can_take_the_next_one(monkeypatch):
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
+    monkeypatch.setattr("torch._functorch.config.donated_buffer", True)
     config = config_of("--compile")
     train.over_processes(config, train.build(config, torch.device("cpu"))[0], torch.device("cpu"))
     compiled, x = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager"), torch.ones(2, requires_grad=True)
