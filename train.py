@@ -190,6 +190,8 @@ def check(config: Config) -> None:
         "--video-batch must be at least 1": config.task != "vicreg" and pairs < 1,
         "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
         "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
+        "--smallest-crop is a share of an image's area, up to 1": not 0 < config.smallest_crop <= 1,
+        "--loss.gradient-ratio must not be negative": config.loss.gradient_ratio < 0,
         "--frame-strides needs --video-dir": config.frame_strides != (1,) and not config.video_dir,
         "--sets needs --data-root, and no --video-dir": config.sets and (not config.data_root or config.video_dir),
         f"--image-batch {images} must be a multiple of the {world} processes": images % world,

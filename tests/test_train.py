@@ -666,6 +666,8 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
         ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs is for two tasks"),
         ("--flow-start-epoch 2", "--flow-start-epoch 2 must be before the end, --epochs 2"),
         ("--image-batch 1", "--image-batch must be at least 2"),
+        ("--smallest-crop 0", "--smallest-crop is a share"),
+        ("--loss.gradient-ratio -1", "must not be negative"),
         ("--model.estimator-factor 0", "factor 0 leaves no channels"),
         ("--output-dir text/000.png", "text/000.png"),
     ],
