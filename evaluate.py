@@ -995,11 +995,11 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         found, notes = label_sets.find_masked_videos(config.data_root, config.split, year)
         benchmark, config = config.benchmark or "DAVIS", replace(config, size=config.size or 480)
     features, model, config = feature_method(config, config.stride)
-    found = found or list(shapes_videos())
+    found, flow_model = found or list(shapes_videos()), copy.deepcopy(model)  # the flow is that of its own statistics
     if model:
         firsts = (seen_frame(found[number], 0, config) for number in spread(len(found), 20))
         estimate_batch_norms(model, (frame for frame, _ in readable(firsts, min(len(found), 20), "frame", 0, [])))
-    measured, sequences = map(lambda video: (video, *measure_video(video, features, model, config)), found), {}
+    measured, sequences = map(lambda video: (video, *measure_video(video, features, flow_model, config)), found), {}
     for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
         sequences[video.name] = entry
         notes += [f"{video.name}: {entry['note']}"] * bool(entry["note"])

@@ -1095,6 +1095,15 @@ def test_a_frame_that_is_void_everywhere_does_not_count():
     assert len(entry["objects"][1]["J"]["frames"]) == 2 and entry["note"] == "frames without a mask: 1"
 
 
+def test_features_have_the_statistics_of_the_frames_and_the_flow_those_of_training(few_shapes, monkeypatch, tmp_path):
+    measured, estimated, estimate = [], [], evaluate.estimate_batch_norms
+    means = lambda model: model.encoder.stem[1].running_mean.clone()  # noqa: E731
+    monkeypatch.setattr(evaluate, "estimate_batch_norms", lambda *x: estimated.append(x[0]) or estimate(*x))
+    monkeypatch.setattr(evaluate, "trivial_masks", lambda _, model: measured.append(means(model)) or {})
+    run_video(VideoConfig("random", tmp_path, "resnet10", pictures=0))
+    assert means(estimated[0]).abs().min() > 0 and len(measured) == 3 and not torch.stack(measured).any()
+
+
 def test_the_masks_are_warped_by_each_flow_from_a_frame_to_the_one_before(monkeypatch):
     video = helpers.moving_video([3, 5])
     monkeypatch.setattr(evaluate, "dis_flow", lambda *frames: torch.zeros(1, 2, 64, 96))
