@@ -1095,7 +1095,7 @@ def test_a_frame_that_is_void_everywhere_does_not_count():
     assert len(entry["objects"][1]["J"]["frames"]) == 2 and entry["note"] == "frames without a mask: 1"
 
 
-def test_features_have_the_statistics_of_the_frames_and_the_flow_those_of_training(few_shapes, monkeypatch, tmp_path):
+def test_features_have_statistics_of_the_frames_and_the_flow_those_of_training(few_shapes, monkeypatch, tmp_path):
     measured, estimated, estimate = [], [], evaluate.estimate_batch_norms
     means = lambda model: model.encoder.stem[1].running_mean.clone()  # noqa: E731
     monkeypatch.setattr(evaluate, "estimate_batch_norms", lambda *x: estimated.append(x[0]) or estimate(*x))
