@@ -102,8 +102,8 @@ class LossConfig:
     """Variance and covariance weights of Eq. 6 on the pooled features of images (second-hand: 0.01 0.04; ours: 0)."""
     flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6 (paper, Figure 5 (3): 0.1).
     gradient_ratio: float = 0.0
-    """If not 0, train.py moves the balance, in steps of both tasks, until the gradient of the flow losses on the encoder
-    is this share of that of the content losses (ours: 0, a fixed balance)."""
+    """If not 0, train.py moves the balance, in steps of both tasks, until the gradient of the flow losses on the
+    encoder is this share of that of the content losses (ours: 0, a fixed balance)."""
     vicreg_invariance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_variance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_covariance: float = 1.0  # (field, VICReg's official code: 1)
