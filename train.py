@@ -499,7 +499,8 @@ def take_step(
         balance = run.model.flow_balance
         numbers |= {"gradient_ratio": ratio, "flow_balance": balance.clone()}
         # Frames without motion or texture may have no gradient: they must not end the run.
-        factor = (config.loss.gradient_ratio / ratio).nan_to_num(1.0, posinf=1.0).clamp(0.05, 20)
+        factor = (config.loss.gradient_ratio / ratio).nan_to_num(1.0, posinf=1.0)
+        factor = factor.clamp(0.01, 10 if flow_steps else 1000)
         balance.lerp_(balance * factor, 0.2 if flow_steps else 1.0)
     numbers |= {f"weighted/{name}": value for name, value in losses.weighted.items()} | losses.monitor
     return numbers, reports
