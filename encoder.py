@@ -243,7 +243,7 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     """An encoder by name, with random weights or with the backbone of a torchvision state dict.
 
     Args:
-        name: "convnext_tiny" (the paper's default), "resnet50", "pwc", or a small "resnet18", "resnet10", "resnet10_half".
+        name: "convnext_tiny" (the paper's default), "resnet50", "pwc"; small: "resnet10", "resnet18", "resnet10_half".
         weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
 
     Returns:
