@@ -164,17 +164,18 @@ class ResNetPyramid(nn.Module):
 
 
 class SmallResNetPyramid(nn.Module):
-    """A narrow ResNet with 5 levels, strides 32 ... 2, channels 512 ... 32, for small images and short trainings.
+    """A narrow ResNet with 5 levels, strides 32 ... 2, channels 16 ... 1 times `width`, for short trainings.
 
-    Four stages of stride 2 have `blocks` of torchvision's basic blocks each (1: 4.9M parameters, 2: 11.2M). They follow
-    a 3 x 3 convolution of stride 2: ResNet's 7 x 7 and max-pooling would leave little of an image of 48 px.
+    Four stages of stride 2 have `blocks` of torchvision's basic blocks each (1: 4.9M parameters, 2: 11.2M; half as wide
+    and 1: 1.2M). They follow a 3 x 3 convolution of stride 2: ResNet's 7 x 7 and max-pooling would leave little of an
+    image of 48 px.
     """
 
-    channels = (512, 256, 128, 64, 32)
     strides = (32, 16, 8, 4, 2)
 
-    def __init__(self, blocks: int = 1) -> None:
+    def __init__(self, blocks: int = 1, width: int = 32) -> None:
         super().__init__()
+        self.channels = tuple(width * factor for factor in (16, 8, 4, 2, 1))
         stem, *_ = widths = self.channels[::-1]
         self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, 2, 1, bias=False), SyncBatchNorm(stem), nn.ReLU())
         self.stages = nn.ModuleList()
@@ -232,6 +233,7 @@ ENCODERS = {
     "pwc": PWCPyramid,
     "resnet10": SmallResNetPyramid,
     "resnet18": partial(SmallResNetPyramid, blocks=2),
+    "resnet10_half": partial(SmallResNetPyramid, width=16),
 }
 EncoderName = Literal[tuple(ENCODERS)]
 """The names of the encoders, as the type of a configuration's field."""
@@ -241,7 +243,7 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     """An encoder by name, with random weights or with the backbone of a torchvision state dict.
 
     Args:
-        name: "convnext_tiny" (the paper's default), "resnet50", "pwc", or the small "resnet10" or "resnet18".
+        name: "convnext_tiny" (the paper's default), "resnet50", "pwc"; small: "resnet10", "resnet18", "resnet10_half".
         weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
 
     Returns:

@@ -65,7 +65,7 @@ from mcjepa import (
     pad_to_multiple,
     torchvision_name,
 )
-from sources import flow_benchmarks, label_sets
+from sources import flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import PALETTE, VOID, ImageClasses, LabelledImages, ObjectVideo
 from sources.moving_shapes import MovingShapes, Objects, ShapeLabels, recoloured_objects
@@ -1282,25 +1282,9 @@ def principal_colours(samples: list[Float[Tensor, "d _ _"]]) -> Callable[[Tensor
 
 # ------------------------------------------------------------------------------------------------------------ Table 1
 
-NAN = math.nan
-METHODS = ("random", "UFlow", "ARFlow", "UPFlow", "SMURF", "VFS", "MCRW", "VICReg", "VICRegL", "MoCo v3", "DINO")
-METHODS += ("M-JEPA", "MC-JEPA")
-PAPER = {
-    "Sintel clean EPE": (23.71, 2.50, 2.79, 2.33, 1.71, NAN, 2.84, NAN, NAN, NAN, NAN, 2.98, 2.81),
-    "Sintel clean, test": (NAN, 5.21, 4.78, 4.68, 3.15, NAN, 5.68, NAN, NAN, NAN, NAN, NAN, 5.01),
-    "Sintel final EPE": (24.02, 3.39, 3.73, 2.67, 2.58, NAN, 3.82, NAN, NAN, NAN, NAN, 3.82, 3.51),
-    "Sintel final, test": (NAN, 6.50, 5.89, 5.32, 4.18, NAN, 6.72, NAN, NAN, NAN, NAN, NAN, 6.12),
-    "KITTI 2015 EPE": (24.88, 2.71, 2.85, 2.45, 2.00, NAN, 2.81, 13.5, 11.4, 12.9, 11.8, 3.01, 2.67),
-    "KITTI 2015 F1, test": (NAN, 11.13, 11.80, 9.38, 6.83, NAN, 11.67, NAN, NAN, NAN, NAN, NAN, 11.33),
-    "VOC frozen": (0.5, 7.8, 7.9, 8.8, 10.4, 51.2, 39.8, 60.1, 66.8, 57.1, 65.2, 9.4, 67.1),
-    "VOC tuned": (NAN, NAN, NAN, NAN, NAN, NAN, NAN, 77.8, 79.7, 75.9, 79.5, NAN, 79.9),
-    "Cityscapes frozen": (NAN, NAN, NAN, NAN, NAN, NAN, NAN, 59.8, 64.9, 56.5, 64.8, NAN, 65.5),
-    "Cityscapes tuned": (NAN, NAN, NAN, NAN, NAN, NAN, NAN, 76.3, 78.3, 74.0, 78.1, NAN, 78.4),
-    "ADE20K frozen": (NAN, NAN, NAN, NAN, NAN, NAN, NAN, 28.6, 30.6, 23.7, 30.5, NAN, 30.8),
-    "ADE20K tuned": (NAN, NAN, NAN, NAN, NAN, NAN, NAN, 41.1, 44.1, 39.8, 43.5, NAN, 44.2),
-    "DAVIS 2017 J&F": (NAN, 42.0, NAN, NAN, NAN, 68.9, 57.9, 58.1, 66.7, NAN, 69.9, NAN, 70.5),
-}
-"""The paper's Table 1: errors in pixels, shares in percent, of METHODS in its order. Only servers know the tests."""
+PAPER = {row.pop("measure"): [float(x or "nan") for x in row.values()] for row in read_table("table1.csv")}
+METHODS = [*read_table("table1.csv")[0]][1:]
+"""The paper's Table 1: errors in pixels, shares in percent, by METHODS. Only servers know the tests."""
 
 
 @dataclass
@@ -1345,7 +1329,8 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
             else:
                 measured |= {f"{title} {column}": number for column, number in report["table1"].items()}
                 notes += [f"{title}: {note}" for note in report["notes"]]
-    rows = {name: (*PAPER.get(name, [NAN] * len(METHODS)), measured.get(name, NAN)) for name in PAPER | measured}
+    nothing = [math.nan] * len(METHODS)
+    rows = {name: (*PAPER.get(name, nothing), measured.get(name, math.nan)) for name in PAPER | measured}
     print_table("Table 1, px or %", (*METHODS, "ours"), rows)
     notes = list(dict.fromkeys(notes))  # frozen and fine-tuned miss the same data set
     if not measured and not failures:

@@ -302,12 +302,10 @@ def test_two_views_keep_the_probabilities_and_parameters_of_the_official_code():
 @pytest.mark.parametrize("size, smallest", [(95, 0.25), (96, 0.5)])
 def test_small_views_are_not_blurred_and_show_at_least_that_share_of_the_image(size, smallest):
     views = TwoViews(size, smallest)
-    fine = torch.zeros(3, 2 * size, 2 * size, dtype=torch.uint8)
-    fine[..., ::2] = 255
     for view in (views.view_1, views.view_2):
         crop, *_, blur, _ = view.transforms
         assert crop.scale == (smallest, 1.0)
-        assert torch.equal(blur.transforms[0](fine), fine) == (size < 96)
+        assert isinstance(blur.transforms[0], torch.nn.Identity) == (size < 96)
 
 
 @pytest.mark.parametrize(

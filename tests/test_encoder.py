@@ -19,6 +19,7 @@ EXPECTED = {  # channels and strides, coarsest first (DESIGN.md)
     "pwc": ((196, 128, 96, 64, 32, 16), (64, 32, 16, 8, 4, 2)),
     "resnet10": ((512, 256, 128, 64, 32), (32, 16, 8, 4, 2)),
     "resnet18": ((512, 256, 128, 64, 32), (32, 16, 8, 4, 2)),
+    "resnet10_half": ((256, 128, 64, 32, 16), (32, 16, 8, 4, 2)),
 }
 names = pytest.mark.parametrize("name", EXPECTED)
 backbones = pytest.mark.parametrize("name", ["convnext_tiny", "resnet50"])
@@ -131,7 +132,7 @@ def test_a_small_resnet_is_a_stem_and_torchvisions_basic_blocks_in_stages_of_str
 
 
 def test_the_error_about_an_unknown_encoder_names_those_that_exist():
-    with pytest.raises(ValueError, match="vgg.*convnext_tiny, resnet50, pwc, resnet10, resnet18$"):
+    with pytest.raises(ValueError, match="vgg.*convnext_tiny, resnet50, pwc, resnet10, resnet18, resnet10_half$"):
         build_encoder("vgg")
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_stops_after_every_step_equals_one_that_does_not(whole, tmp_p
 @pytest.mark.parametrize(
     ("strategy", "steps", "parts"),
     [
-        ("combined", "CCBBBB", {"encoder", "estimator", "expander"}),
+        ("combined", "CCBBBB", {"encoder", "estimator", "expander", "flow_balance"}),
         ("alternate_batches", "CCFCFC", {"encoder", "estimator", "expander"}),
         ("alternate_epochs", "CCFFCC", {"encoder", "estimator", "expander"}),
         ("frozen", "CCFFFF", {"estimator"}),
@@ -190,7 +190,7 @@ def test_another_configuration_or_other_data_are_refused_in_a_line_that_names_th
     (images / "003.png").unlink()
     flags = ("--image-dir", images, "--seed", 3, "--loss.cycle", 0.5, "--repeats.chairs", 7, "--log-every", 2)
     line = fails(capsys, *TINY, *flags, "--output-dir", folder)
-    fields = ("loss.cycle: 0.0025 there, 0.5 here", "number of images: 12 there, 11 here", "repeats.chairs: 5 there, 7")
+    fields = ("loss.cycle: 0.02 there, 0.5 here", "number of images: 12 there, 11 here", "repeats.chairs: 5 there, 7")
     fields += ("number of frames: None there", "seed: 0 there, 3", "task: vicreg there", "another --output-dir")
     assert all(field in line for field in fields) and "log_every" not in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
