@@ -215,14 +215,16 @@ print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
 
 
-def test_a_compiled_run_that_continues_between_two_ratios_can_take_the_next_one(monkeypatch):
-    monkeypatch.setattr("torch._functorch.config.donated_buffer", True)
-    config = config_of("--compile")
-    train.over_processes(config, train.build(config, torch.device("cpu"))[0], torch.device("cpu"))
-    compiled, x = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager"), torch.ones(2, requires_grad=True)
-    compiled(x).backward()  # a step without a ratio
-    (gradient,) = torch.autograd.grad(compiled(x), x, retain_graph=True)
-    torch.testing.assert_close(gradient, x.grad)
+def test_a_compiled_run_that_continues_between_two_ratios_can_take_the_next_one():
+    def compile_and_take():
+        config, device = config_of("--compile"), torch.device("cpu")
+        train.over_processes(config, train.build(config, device)[0], device)
+        compiled, x = torch.compile(lambda x: x.exp().sin().sum(), backend="aot_eager"), torch.ones(2).requires_grad_()
+        compiled(x).backward()  # a step without a ratio
+        (gradient,) = torch.autograd.grad(compiled(x), x, retain_graph=True)
+        torch.testing.assert_close(gradient, x.grad)
+
+    torchrun(1, compile_and_take)  # in a process of its own: after a compiled backward pass no other can be forked
 
 
 def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_the_compiler(tmp_path):
@@ -496,7 +498,7 @@ def test_the_balance_moves_to_the_wanted_ratio_of_the_gradients_on_the_encoder()
 
 def test_the_ratio_of_the_gradients_is_that_of_the_whole_batch_however_many_processes_share_it(whole):
     one, two = (records(whole[count], "gradient_ratio") for count in (1, 2))
-    assert len(one) == 1 and one[0]["gradient_ratio"] == pytest.approx(two[0]["gradient_ratio"], rel=1e-3)
+    assert len(one) == 1 and one[0]["gradient_ratio"] == pytest.approx(two[0]["gradient_ratio"], rel=1e-2)  # after two steps at high rates
 
 
 @pytest.mark.parametrize("ratio", [0.0, math.inf, math.nan])  # one of the tasks, or both, have no gradient
