@@ -497,8 +497,8 @@ def test_the_balance_moves_to_the_wanted_ratio_of_the_gradients_on_the_encoder()
 
 
 def test_the_ratio_of_the_gradients_is_that_of_the_whole_batch_however_many_processes_share_it(whole):
-    one, two = (records(whole[count], "gradient_ratio") for count in (1, 2))
-    assert len(one) == 1 and one[0]["gradient_ratio"] == pytest.approx(two[0]["gradient_ratio"], rel=1e-2)  # after two steps at high rates
+    one, two = (records(whole[count], "gradient_ratio") for count in (1, 2))  # after two steps
+    assert len(one) == 1 and one[0]["gradient_ratio"] == pytest.approx(two[0]["gradient_ratio"], rel=1e-2)
 
 
 @pytest.mark.parametrize("ratio", [0.0, math.inf, math.nan])  # one of the tasks, or both, have no gradient
