@@ -49,7 +49,7 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import MissingSet, Stream, VideoPairs, load_image, make_loader
+from data import MissingSet, Stream, TwoViews, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
@@ -68,7 +68,7 @@ from mcjepa import (
 from sources import flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import PALETTE, VOID, ImageClasses, LabelledImages, ObjectVideo
-from sources.moving_shapes import MovingShapes, Objects, ShapeLabels, recoloured_objects
+from sources.moving_shapes import MovingShapes, Objects, ShapeImages, ShapeLabels, recoloured_objects
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
@@ -1177,10 +1177,22 @@ def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dic
 
 
 def search_on_shapes(model: MCJEPA, count: int) -> dict[str, float]:
-    """For train.py: the best level's score for "object", "texture" and "shape", and the scores of each level."""
+    """The best level's score for "object", "texture" and "shape", and the scores of each level."""
     levels = search_among_shapes(model, recoloured_objects(count, UNSEEN_SEED))
     scores = {f"{kind}, {name}": score for name, level in levels.items() for kind, score in level.items()}
     return {kind: max(level[kind] for level in levels.values()) for kind in ("object", "texture", "shape")} | scores
+
+
+def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> float:
+    """How often, in [0, 1], a view of an unseen MovingShapes image finds its other view among so many, for train.py.
+
+    By the pooled features of the coarsest level, from which VICReg learns.
+    """
+    images = ShapeImages(count, (max(size, 128), max(size, 128)), seed=UNSEEN_SEED)
+    views = next(iter(make_loader(images, TwoViews(size, smallest_crop), count)))
+    levels = compared_levels(model, views, [torch.ones_like(view[:, 0], dtype=torch.bool) for view in views])
+    known, queries = (F.normalize(features) for features in next(iter(levels.values())))
+    return ((queries @ known.T).argmax(dim=1) == torch.arange(count)).float().mean().item()
 
 
 def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:

@@ -37,7 +37,7 @@ from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, V
 from engine import checkpoint, processes
 from engine.faults import Faults, Report, run_command
 from engine.log import Log, environment
-from evaluate import flow_errors_on_shapes, flow_figure, search_on_shapes, shapes_pairs
+from evaluate import find_views, flow_errors_on_shapes, flow_figure, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
@@ -97,7 +97,7 @@ class Config:
     checkpoint_every: int = 1000  # Steps between two checkpoints; one more after each epoch.
     bad_files: float = 0.01  # Share of the files that may be unusable: each is reported, and the next takes its place.
     validation_pairs: int = 20
-    """Unseen MovingShapes pairs that flow is measured on after each epoch, and content on ten times as many shapes."""
+    """Unseen MovingShapes pairs that flow is measured on after each epoch, and content on ten times as many images."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -521,12 +521,12 @@ def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, 
 
 
 @lru_cache(maxsize=1)
-def texture_of_random_weights(config: ModelConfig, count: int) -> float:
-    """What `search_on_shapes` finds with an encoder that has learned nothing."""
+def views_of_random_weights(config: ModelConfig, *options: int | float) -> float:
+    """What `find_views` finds with an encoder that has learned nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = MCJEPA(replace(config, expander=(1,)), task="vicreg")
-    return search_on_shapes(model, count)["texture"]
+    return find_views(model, *options)
 
 
 def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
@@ -535,7 +535,7 @@ def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
     Returns the end-point error, infinite before the flow's start.
     """
     config, model, epoch = run.config, run.model.eval(), math.ceil(step / run.plan.per_epoch)
-    count, numbers, said = 10 * config.validation_pairs, {"epe": math.inf}, []
+    numbers, said = {"epe": math.inf}, []
     if flow_started:
         numbers = flow_errors_on_shapes(model, config.validation_pairs, config.crop)
         measured = f"end-point error {numbers['epe']:.2f} px on {config.validation_pairs} unseen MovingShapes pairs"
@@ -547,10 +547,11 @@ def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
         log.picture(f"epoch_{epoch:03d}", step, torch.cat(figures, dim=1))
     elif run.videos:
         said.append(f"flow starts in epoch {run.plan.flow_start // run.plan.per_epoch + 1}")
-    texture, untrained = search_on_shapes(model, count)["texture"], texture_of_random_weights(config.model, count)
-    said.append(f"{texture:.1%} of {count} textures found in other colours (random weights {untrained:.1%})")
+    options = 10 * config.validation_pairs, config.image_size, config.smallest_crop
+    found, untrained = find_views(model, *options), views_of_random_weights(config.model, *options)
+    said.append(f"{found:.1%} of {options[0]} unseen images find their other view (random weights {untrained:.1%})")
     log.say(f"epoch {epoch}: {'; '.join(said)}")
-    error, content = numbers["epe"], {"texture": texture, "texture_random": untrained}
+    error, content = numbers["epe"], {"views": found, "views_random": untrained}
     log.write(step, {f"validation/{name}": x for name, x in (numbers | content).items() if math.isfinite(x)})
     model.train()
     return error

@@ -1248,6 +1248,20 @@ def test_colour_finds_no_recoloured_shape_and_train_py_gets_its_model_back_as_it
     assert found["object"] == max(found["object, stride 4"], found["object, stride 1"])
 
 
+def test_views_find_each_other_by_the_mean_of_the_coarsest_level(monkeypatch):
+    model, state = Levels().eval(), torch.get_rng_state()
+    found = evaluate.find_views(model, 30, 32, 0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    images = evaluate.ShapeImages(30, (128, 128), seed=evaluate.UNSEEN_SEED)
+    views = next(iter(evaluate.make_loader(images, evaluate.TwoViews(32, 0.3), 30)))
+    x, y = (model.encode(view)[0].mean(dim=(2, 3)) for view in views)
+    x, y = ((z - x.mean(dim=0)) / x.std(dim=0) for z in (x, y))
+    best = [max(range(30), key=lambda j, a=a: F.cosine_similarity(a, x[j], dim=0).item()) for a in y]
+    assert 0 < found < 1 and found == pytest.approx(sum(i == j for i, j in enumerate(best)) / 30)
+    monkeypatch.setattr(evaluate, "TwoViews", lambda *_: lambda image: (image[:, :32, :32],) * 2)
+    assert evaluate.find_views(model, 30, 32, 0.3) == 1
+
+
 # ------------------------------------------------------------------------------------------------------------- features
 
 
