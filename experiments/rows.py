@@ -27,8 +27,9 @@ ROWS = {
     "convnext_tiny": Row("--model.encoder convnext_tiny"),
     "frozen": Row("--strategy frozen", flow_start=0.5),
     "finetune": Row("--strategy finetune", flow_start=0.5),
-    "alternate_epochs": Row("--strategy alternate_epochs"),
-    "alternate_batches": Row("--strategy alternate_batches"),
+    # No step has both tasks, whose gradients could be compared: a fixed balance, near that which `mcjepa` ends with.
+    "alternate_epochs": Row("--strategy alternate_epochs --loss.gradient-ratio 0 --loss.flow-balance 8"),
+    "alternate_batches": Row("--strategy alternate_batches --loss.gradient-ratio 0 --loss.flow-balance 8"),
     "without_eq6": Row("--loss.variance 0 0 0 0 0 0 --loss.covariance 0 0 0 0 0 0"),
     "start_0": Row(flow_start=0.0),
     "start_30": Row(flow_start=0.3),
