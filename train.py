@@ -126,11 +126,13 @@ PRESETS = {
         image_size=48,
         smallest_crop=0.25,
         crop=(192, 192),  # 2 pairs cost as much as 4 of 128 px, and give a lower error on Middlebury
-        learning_rate=2e-3,
-        estimator_learning_rate=2e-3,
-        warmup_epochs=0.3,
+        learning_rate=1e-3,
+        estimator_learning_rate=1e-3,
+        weight_decay=1e-4,
+        warmup_epochs=0.5,
         mask_warmup_epochs=6.0,
         adam_beta2=0.99,
+        clip_gradient=5.0,
         model=ModelConfig(encoder="resnet10_half", estimator_factor=0.5, expander=(1024, 1024, 1024)),
         loss=LossConfig(
             flow_balance=1.0,
@@ -155,12 +157,8 @@ PRESETS["small"] = replace(
     flow_start_epoch=12.0,
     image_batch=128,
     crop=(256, 256),
-    learning_rate=1e-3,
-    estimator_learning_rate=1e-3,
-    weight_decay=1e-4,
     warmup_epochs=5.0,
     mask_warmup_epochs=54.0,
-    clip_gradient=5.0,
     model=replace(PRESETS["pocket"].model, encoder="resnet10"),
     loss=replace(PRESETS["pocket"].loss, gradient_ratio=0.3),  # at 1 flow is better, and content worse
 )
