@@ -200,6 +200,9 @@ class MCJEPA(nn.Module):
         for name, weights in (("variance", loss_config.variance), ("covariance", loss_config.covariance)):
             if task != "vicreg" and len(weights) < len(channels):
                 raise ValueError(f"loss.{name}: {len(channels)} levels need a coefficient each, got {len(weights)}")
+        finest, coarsest = loss_config.feature_strides
+        if not any(finest <= stride <= coarsest for stride in strides):
+            raise ValueError(f"loss.feature_strides: no level from stride {finest} to {coarsest}, only {strides}")
         self.estimator = None
         if task != "vicreg":
             self.estimator = FlowEstimator(
@@ -336,10 +339,9 @@ class MCJEPA(nn.Module):
                 terms["coarse_levels"] = (coarse, balance * config.coarse_levels)
 
         terms["reconstruction"] = (reconstruction, balance * config.reconstruction)
-        nothing = torch.zeros_like(reconstruction)  # if no level has these strides
-        terms["regression"] = (sum(regression, nothing), balance * config.regression)
+        terms["regression"] = (sum(regression), balance * config.regression)
         terms["smoothness"] = (smoothness, balance * config.smoothness)
-        terms["cycle"] = (sum(cycle, nothing), balance * config.cycle)
+        terms["cycle"] = (sum(cycle), balance * config.cycle)
         terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)
         stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
         monitor = {f"deviation/stride_{stride}": std for stride, std in stds}

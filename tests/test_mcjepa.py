@@ -61,6 +61,11 @@ def test_either_batch_may_be_absent_but_not_both():
         small_model()()
 
 
+def test_levels_that_no_encoder_has_are_refused():
+    with pytest.raises(ValueError, match="feature_strides: no level from stride 64 to 2"):
+        small_model(feature_strides=(64, 2))
+
+
 @pytest.mark.parametrize(
     ("level_flow", "strides"), [("entering", (2, 64)), ("leaving", (2, 64)), ("entering", (4, 16))]
 )
