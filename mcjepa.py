@@ -77,9 +77,8 @@ class LossConfig:
     """Eq. 4, on the flow divided by min(h, w) (second-hand: 75, ARFlow's for KITTI; its function halves the sum at
     order 2 and quarters it at order 1, so that its 75 is our 37.5 or 18.75; see `losses.smoothness_loss`)."""
     smoothness_order: Literal[1, 2] = 2  # Which differences of the flow Eq. 4 takes (paper: 1; field, ARFlow: 2).
-    charbonnier: float = (
-        0.0  # If not 0, Eq. 4 has sqrt(x^2 + this^2) in place of |x| (paper: 0; field, UFlow, in pixels: 0.001).
-    )
+    charbonnier: float = 0.0
+    """If not 0, Eq. 4 has sqrt(x^2 + this^2) in place of |x| (paper: 0; field, UFlow, in pixels: 0.001)."""
     edge_weight: float = 10.0  # lambda of Eq. 4 (field, ARFlow: 10).
     cycle: float = 0.2  # Eq. 5 (second-hand: 0.2).
     level_flow: Literal["entering", "leaving"] = "entering"

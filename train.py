@@ -428,9 +428,8 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
         alternates = config.strategy.startswith("alternate")
         # Gradients are views of the buckets: otherwise they are there twice.
         module = DistributedDataParallel(model, find_unused_parameters=alternates, gradient_as_bucket_view=True)
-        module.broadcast_buffers = (
-            False  # batch norm's averages are alike, as its statistics are those of all processes
-        )
+        # Batch norm's averages are alike, as its statistics are those of all processes.
+        module.broadcast_buffers = False
     if not config.compile:
         return module
     if config.loss.gradient_ratio:  # a backward pass compiled in a step without it must allow for it too
