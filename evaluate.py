@@ -890,7 +890,7 @@ class VideoConfig(ProtocolConfig):
 def shapes_videos() -> Iterator[ObjectVideo]:
     """Unseen MovingShapes as videos of 4 to 6 shapes and a ground of one colour, which drifts from frame to frame."""
     size, names = (SHAPES_SIZE, SHAPES_SIZE), [f"{t:05d}" for t in range(SHAPES_FRAMES)]
-    options = {"min_shapes": 4, "max_shapes": 6, "max_motion": 0.02, "colouring": "alike"}
+    options = {"min_shapes": 4, "max_shapes": 6, "motion": (0.02, 0.35), "colouring": "alike"}
     shapes = MovingShapes(SHAPES_VIDEOS, size, SHAPES_FRAMES, UNSEEN_SEED, **options)
     for index in range(len(shapes)):
         item = shapes[index]

@@ -80,6 +80,8 @@ class Config:
     image_size: int = 224  # Side of the two views (field, VICReg: 224).
     smallest_crop: float = 0.08  # Share of an image's area that a view shows at least (field, VICReg: 0.08).
     crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field: 384 832; second-hand: 256 512).
+    shapes_motion: tuple[float, float] = (0.08, 0.35)
+    """Of MovingShapes' pairs: see `motion` in sources/moving_shapes.py (ours: 0.08 0.35)."""
     frame_strides: tuple[int, ...] = (1,)  # Distances in frames between the two of a pair from --video-dir.
 
     learning_rate: float = 3e-4  # Of the encoder and the expander (second-hand: 3e-4).
@@ -310,7 +312,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
             data = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
             note = describe_mix(data)
         else:
-            data = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed)
+            data = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed, motion=config.shapes_motion)
             note = "no --video-dir: training on generated videos, MovingShapes"
         videos = Source("frames", data, None, config.video_batch, note)
     if config.task != "mjepa" and not (config.strategy in FLOW_ALONE and first_flow_epoch(config) == 0):

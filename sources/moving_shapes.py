@@ -211,10 +211,11 @@ class MovingShapes(Dataset):
     """Textured shapes that move over a moving textured background, with exact flow: video that needs no files.
 
     Each layer has its own, slightly decreasing speed; nearer shapes hide farther ones, and shapes leave the frame. A
-    layer shifts by 0.3 px to `max_motion` times the shorter side per frame, mostly far; rotation and growth add up to
-    0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the scenes brightness
-    differs from frame to frame, by a factor of 1 +- `brightness`. A shape's `radius` lies between these
-    shares of the shorter side.
+    layer shifts by 0.3 px to `motion[0]` times the shorter side per frame; `motion[1]` is the power of the uniform
+    number that draws how far: at 1, 20 to 40 px are as frequent as 2 to 4 px, below 1 more frequent. Rotation and
+    growth add up to 0.2 of that bound each at its rim. A sixth of the backgrounds are nearly still. In a third of the
+    scenes brightness differs from frame to frame, by a factor of 1 +- `brightness`. A shape's `radius` lies between
+    these shares of the shorter side.
 
     With `colouring` "own" each layer has its own colours, in all frames. Otherwise textures are grey, and none stands
     out by the distribution of its values: "anew" draws the colours of each layer in each frame, so that they identify
@@ -237,7 +238,7 @@ class MovingShapes(Dataset):
     min_shapes: int = 1
     max_shapes: int = 2
     radius: tuple[float, float] = (0.2, 0.6)
-    max_motion: float = 0.08
+    motion: tuple[float, float] = (0.08, 0.35)
     brightness: float = 0.1
     colouring: Literal["own", "anew", "alike"] = "own"
 
@@ -312,9 +313,9 @@ class MovingShapes(Dataset):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Layer-to-pixel maps (n, t, 3, 3) and zooms (n, t); layers are at `centre` in the middle of the clip."""
         n, t = len(radius), self.frames
-        longest = max(self.max_motion * min(self.size), 1e-6)
+        longest = max(self.motion[0] * min(self.size), 1e-6)
         shortest = min(0.3, longest)
-        shift = shortest * (longest / shortest) ** (rng.random(n) ** 0.35)
+        shift = shortest * (longest / shortest) ** (rng.random(n) ** self.motion[1])
         turn, growth = 0.2 * longest * rng.random((2, n, 1)) ** 2 * rng.choice((-1, 1), (2, n, 1)) / radius[:, None]
         growth = np.clip(growth, -1 / t, 1 / t)  # a long clip does not end in specks and giants
         if rng.random() < 1 / 6:
@@ -430,7 +431,7 @@ def recoloured_objects(count: int, seed: int, size: int = 96, frames: int = 12) 
     In the last frame they have other colours, and another ground behind them; both frames have their own gain, and
     noise of deviation 4.
     """
-    options = {"max_shapes": 1, "radius": (0.3, 0.5), "max_motion": 0.05, "colouring": "anew"}
+    options = {"max_shapes": 1, "radius": (0.3, 0.5), "motion": (0.05, 0.35), "colouring": "anew"}
     clips, rng, found = (
         MovingShapes(100 * count, (size, size), frames, seed, **options),
         np.random.default_rng(seed),

@@ -1120,7 +1120,8 @@ def test_the_masks_are_warped_by_each_flow_from_a_frame_to_the_one_before(monkey
 
 def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes):
     report = run_video(VideoConfig("colour", tmp_path / "out", export=tmp_path / "masks"))
-    shapes, values = MovingShapes(3, (64, 64), 5, evaluate.UNSEEN_SEED, 4, 6, max_motion=0.02, colouring="alike"), []
+    options = {"motion": (0.02, 0.35), "colouring": "alike"}
+    shapes, values = MovingShapes(3, (64, 64), 5, evaluate.UNSEEN_SEED, 4, 6, **options), []
     for name, sequence in report["sequences"].items():
         masks = shapes[int(name.removeprefix("shapes_"))]["instances"].numpy()
         assert list(sequence["objects"]) == sorted(set(np.unique(masks[0]).tolist()) - {0})

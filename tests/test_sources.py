@@ -102,7 +102,7 @@ def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
 
 def layer_colours(colouring, clips=40):
     """Of each layer that is seen well: its mean colour in the first frame of each clip, and in the second."""
-    shapes = MovingShapes(clips, brightness=0.0, min_shapes=2, max_shapes=4, max_motion=0.01, colouring=colouring)
+    shapes = MovingShapes(clips, brightness=0.0, min_shapes=2, max_shapes=4, motion=(0.01, 0.35), colouring=colouring)
     for item in shapes:
         masks = [[item["instances"][t] == layer for t in (0, 1)] for layer in range(5)]
         seen = [mask for mask in masks if min(each.sum() for each in mask) > 1000]
@@ -205,9 +205,12 @@ def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_f
     lengths = torch.stack([MovingShapes()[i]["flow_forward"][0].norm(dim=0) for i in range(250)])
     assert 3 < lengths.mean() < 5 and (lengths < 1).float().mean() > 0.05 and (lengths > 10).float().mean() > 0.01
     assert lengths.max() < 1.5 * 0.08 * 128  # shift, and at most 0.2 of the bound each from turning and growing
-    assert MovingShapes(max_motion=0.0)[3]["flow_forward"].abs().max() < 1e-3
-    small = torch.stack([MovingShapes(max_motion=0.01)[i]["flow_forward"] for i in range(20)])
+    assert MovingShapes(motion=(0.0, 0.35))[3]["flow_forward"].abs().max() < 1e-3
+    small = torch.stack([MovingShapes(motion=(0.01, 0.35))[i]["flow_forward"] for i in range(20)])
     assert small.norm(dim=2).max() < 1.5 * 1.28
+    centres = [ShapePairs(motion=(0.3, 1.0))._scene(index).to_pixel[-1, :, :2, 2] for index in range(300)]
+    lengths = np.linalg.norm(np.diff(centres, axis=1), axis=2)  # as many from 0.3 to 3.4 px as from there to 38.4 px
+    assert 2 < np.median(lengths) < 4 and 20 < np.quantile(lengths, 0.95) < lengths.max() < 38.4
 
 
 def test_motion_is_smooth_over_frames():
@@ -219,7 +222,7 @@ def test_motion_is_smooth_over_frames():
 
 
 def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at_most():
-    plain, changing = MovingShapes(max_motion=0.0, brightness=0.0), MovingShapes(max_motion=0.0)
+    plain, changing = MovingShapes(motion=(0.0, 0.35), brightness=0.0), MovingShapes(motion=(0.0, 0.35))
     ratios = [(changing[i]["images"][0].mean() / plain[i]["images"][0].mean()).item() for i in range(150)]
     assert 0.22 < np.mean([abs(r - 1) > 1e-6 for r in ratios]) < 0.45
     assert min(ratios) > 0.8 and max(ratios) < 1.2
