@@ -2,6 +2,7 @@
 
 import functools
 import math
+from itertools import product
 
 import jaxtyping
 import pytest
@@ -187,9 +188,10 @@ def test_every_weight_of_torchvision_except_head_and_stem_is_loaded(name, tmp_pa
 
 def test_torchvisions_weights_are_recognised_and_those_of_another_depth_are_not():
     names = {"resnet50": "resnet50", "convnext_tiny": "convnext_tiny", "resnet18": None, "convnext_small": None}
-    for network, name in names.items():
-        assert torchvision_name(getattr(torchvision.models, network)(weights=None).state_dict()) == name
-    assert torchvision_name({"a": torch.ones(2)}) is None
+    with torch.device("meta"):  # names and shapes are enough
+        for network, name in names.items():
+            assert torchvision_name(getattr(torchvision.models, network)(weights=None).state_dict()) == name
+        assert torchvision_name({"a": torch.ones(2)}) is None
 
 
 def test_resnet50_with_torchvisions_weights_computes_torchvisions_features(tmp_path):
@@ -220,10 +222,11 @@ def test_convnexts_stages_with_torchvisions_weights_compute_torchvisions_feature
             torch.testing.assert_close(levels[index], x, rtol=1e-4, atol=1e-4)
 
 
-@backbones
 @pytest.mark.parametrize(
-    "content", ["text", "empty", "truncated", "other network", "list", "missing entry", "wrong shape"]
-)
+    ("name", "content"),
+    [*product(["resnet50"], ["text", "empty", "truncated", "list"]),
+     *product(["resnet50", "convnext_tiny"], ["other network", "missing entry", "wrong shape"])],
+)  # fmt: skip
 def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(name, content, tmp_path):
     file, state = tmp_path / "weights.pth", torchvision_state(name)
     last = [key for key in state if not is_replaced(name, key) and key.endswith("weight")][-1]
