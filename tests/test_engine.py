@@ -16,14 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import cut_short, raises_one_line, torchrun
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine import faults, processes
 from engine.checkpoint import newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import run_command
-from engine.log import Log, environment, write_picture
+from engine.log import Log, environment
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
@@ -46,23 +45,18 @@ def load(path):
         raise ValueError(f"{path}: damaged") from error
 
 
-def test_a_file_appears_under_its_name_when_it_is_whole(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("half")
-        assert path.read_text() == "old"
-    assert path.read_text() == "half" and [*tmp_path.iterdir()] == [path]
-
-
 @pytest.mark.parametrize("error", [ValueError("a mistake"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-def test_a_file_that_could_not_be_written_leaves_the_old_one(error, tmp_path):
+def test_a_file_takes_the_place_of_the_old_one_when_it_is_whole_and_not_if_it_cannot_be_written(error, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(type(error)), replacing(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -182,12 +176,6 @@ def test_names_that_are_not_utf_8_are_printed_in_ascii_and_written(monkeypatch, 
     assert lines(folder) == [{"step": 1, "bad_file": name}, {"step": 1, "loss": 1.0}]
 
 
-def test_a_picture_is_written_as_it_is(tmp_path):
-    image = torch.arange(72, dtype=torch.uint8).reshape(3, 4, 6)
-    write_picture(tmp_path / "new/a.png", image)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), image.permute(1, 2, 0).numpy())
-
-
 def test_the_environment_names_what_numbers_depend_on(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     record = environment(torch.device("cpu"))
@@ -215,17 +203,6 @@ def agree():
 
 def test_processes_share_their_reports_and_find_out_that_they_differ():
     torchrun(2, agree)
-
-
-def test_one_process_needs_no_group(capsys, monkeypatch):
-    processes.connect(torch.device("cpu"))
-    assert not dist.is_initialized() and (processes.rank(), processes.world_size()) == (0, 1)
-    assert processes.from_all(["a"]) == ["a"]
-    processes.check_same_everywhere({"seed": 0})
-    processes.print_once("first")
-    monkeypatch.setenv("RANK", "1")
-    processes.print_once("second")
-    assert capsys.readouterr().out == "first\n"
 
 
 def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monkeypatch):

@@ -57,7 +57,6 @@ from sources.moving_shapes import (
     ShapeImages,
     ShapeLabels,
     ShapePairs,
-    recoloured_objects,
 )
 from sources.training_sets import VIDEO_SETS, ImageNet, Mix, RepeatsConfig, describe_mix, find_video_set, open_mix
 
@@ -122,55 +121,22 @@ def test_colours_are_a_layers_own_or_anew_in_each_frame_or_alike_in_all_layers()
     assert 0.005 < differ["alike"][0] < 0.05 and differ["alike"][1] < 0.06
 
 
-def test_grey_textures_have_one_distribution_of_values_and_differ():
-    bank = sources.moving_shapes._grey_textures()
-    histograms = np.stack([np.bincount(texture[..., 0].ravel(), minlength=256) for texture in bank])
-    assert len(bank) == TEXTURES and (histograms == histograms[0]).all()
-    assert all((texture == texture[..., :1]).all() for texture in bank)
-    assert np.corrcoef(np.stack([texture[..., 0].ravel() for texture in bank]))[np.triu_indices(24, 1)].max() < 0.9
-
-
-def test_objects_are_seen_in_both_frames_and_only_texture_and_outline_identify_them():
-    objects = recoloured_objects(8, seed=1)
-    assert objects.images.shape == (2, 8, 3, 96, 96) and objects.images.dtype == torch.uint8
-    assert objects.masks.flatten(2).sum(dim=2).min() >= 96**2 / 10
-    assert 0 <= objects.textures.min() <= objects.textures.max() < TEXTURES and objects.classes.min() > 0
-    pixels = [
-        [image[:, mask].float() for image, mask in zip(*each, strict=True)] for each in zip(*objects[:2], strict=True)
-    ]
-    means = torch.stack([torch.stack([p.mean(dim=1) for p in frame]) for frame in pixels])
-    assert (means[0] - means[1]).abs().mean() > 25  # recoloured
-    again = recoloured_objects.__wrapped__(8, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(objects, again, strict=True))
-
-
-def test_flow_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
+def test_the_flow_of_both_directions_is_exact_to_a_fiftieth_of_a_pixel(monkeypatch):
     """On smooth waves, the shift that would explain what is left after warping by the flow."""
     y, x = np.mgrid[:256, :256] * 2 * np.pi / 64
     waves = np.stack((np.sin(x), np.sin(y), np.sin(x + y)), axis=2) * 60 + 128
     monkeypatch.setattr(sources.moving_shapes, "_textures", lambda: [waves.astype(np.uint8)])
     errors, square = [], np.ones((3, 3))
-    for index in range(30):
+    for index in range(20):
         item = MovingShapes(brightness=0.0)[index]
-        image, other = item["images"].double().numpy()
-        flow, visible = item["flow_forward"][0].double().numpy(), item["visible_forward"][0, 0].numpy()
+        images = item["images"].double().numpy()
         rims = [cv2.dilate(i, square) > cv2.erode(i, square) for i in item["instances"].byte().numpy()]
-        inner = visible & ~rims[0] & (sample(rims[1][None].astype(float), *ends(flow))[0] == 0)
-        residual = (image - sample(other, *ends(flow)))[:, inner].ravel()
-        slopes = np.stack([np.gradient(image, axis=a)[:, inner].ravel() for a in (2, 1)], axis=1)
-        errors.append(np.linalg.lstsq(slopes, residual, rcond=None)[0])
+        for source, target, flow, visible in directions(item):
+            inner = visible & ~rims[source] & (sample(rims[target][None].astype(float), *ends(flow))[0] == 0)
+            residual = (images[source] - sample(images[target], *ends(flow)))[:, inner].ravel()
+            slopes = np.stack([np.gradient(images[source], axis=a)[:, inner].ravel() for a in (2, 1)], axis=1)
+            errors.append(np.linalg.lstsq(slopes, residual, rcond=None)[0])
     assert np.abs(errors).max() < 0.02
-
-
-def test_forward_then_backward_flow_returns_to_the_start_on_visible_interior_pixels():
-    for index in range(30):
-        item = MovingShapes()[index]
-        (_, _, flow, visible), (_, _, reverse, _) = directions(item)
-        instances, target = item["instances"].double().numpy()
-        met = sample(target[None], *ends(flow))[0]  # a whole number where the four pixels around are of one shape
-        interior = visible & (np.abs(met - instances) < 1e-9)
-        assert interior.mean() > 0.4
-        assert np.abs(flow + sample(reverse, *ends(flow)))[:, interior].max() < 1e-3
 
 
 def test_visible_pixels_meet_their_own_instance_hidden_ones_another_and_those_that_leave_are_hidden():
@@ -191,16 +157,6 @@ def test_visible_pixels_meet_their_own_instance_hidden_ones_another_and_those_th
     assert np.concatenate(agree).mean() > 0.99 and np.concatenate(differ).mean() > 0.95
 
 
-@given(seed=seeds, index=st.integers(0, 9_998), size=sizes)
-def test_an_item_depends_on_seed_and_index_alone_and_others_give_other_scenes(seed, index, size):
-    first = MovingShapes(seed=seed, size=size)[index]
-    np.random.rand(3), torch.rand(3)
-    again = MovingShapes(seed=seed, size=size)[index]
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    for other in (MovingShapes(seed=seed + 1, size=size)[index], MovingShapes(seed=seed, size=size)[index + 1]):
-        assert (first["images"] - other["images"]).abs().mean() > 0.01
-
-
 def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_five_pixels():
     lengths = torch.stack([MovingShapes()[i]["flow_forward"][0].norm(dim=0) for i in range(250)])
     assert 3 < lengths.mean() < 5 and (lengths < 1).float().mean() > 0.05 and (lengths > 10).float().mean() > 0.01
@@ -211,14 +167,6 @@ def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_f
     centres = [ShapePairs(motion=(0.3, 1.0))._scene(index).to_pixel[-1, :, :2, 2] for index in range(300)]
     lengths = np.linalg.norm(np.diff(centres, axis=1), axis=2)  # as many from 0.3 to 3.4 px as from there to 38.4 px
     assert 2 < np.median(lengths) < 4 and 20 < np.quantile(lengths, 0.95) < lengths.max() < 38.4
-
-
-def test_motion_is_smooth_over_frames():
-    for index in range(20):
-        item = MovingShapes(frames=5)[index]
-        flow = item["flow_forward"][:, :, (item["instances"] == 0).all(dim=0)]
-        change = (flow[1:] - flow[:-1]).norm(dim=1)
-        assert (change <= 0.15 * flow[:-1].norm(dim=1) + 0.15).all()
 
 
 def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at_most():
@@ -238,12 +186,6 @@ def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
         white, owned = item["images"].mean(dim=1), item["instances"] == 1
         assert owned[white > 0.51].all() and not owned[white < 0.49].any()
         assert ((white > 0.01) & (white < 0.99)).float().mean() < 0.1  # edges are soft, and narrow
-
-
-def test_every_class_occurs_and_shapes_cover_a_fair_share():
-    classes = torch.stack([item["classes"][0] for item in MovingShapes(length=100)])
-    assert len(classes) == 100 and classes.unique().tolist() == list(range(len(SHAPE_CLASSES)))
-    assert 0.15 < (classes > 0).float().mean() < 0.5
 
 
 def test_pairs_images_and_labels_show_the_frames_of_the_items():
@@ -675,11 +617,6 @@ def test_a_file_of_another_size_is_named_with_both_sizes(name, place, words, tmp
 # ----------------------------------------------------------------------------------------------------------- label_sets
 
 
-def test_the_palette_is_that_of_pascal_voc_bit_by_bit():
-    np.testing.assert_array_equal(PALETTE, helpers.voc_palette())
-    assert PALETTE.dtype == np.uint8 and PALETTE[[1, 15]].tolist() == [[128, 0, 0], [192, 128, 128]]
-
-
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16"])
 @given(seed=seeds, h=st.integers(1, 20), w=st.integers(1, 20))
 def test_numbers_are_read_as_they_were_written_in_every_kind_of_image(mode, seed, h, w):
@@ -916,21 +853,6 @@ def test_cityscapes_takes_the_files_of_classes_where_they_are_there(tmp_path):
         write_ids(ids.with_name(ids.name.replace("labelIds", other)), random_ids(6, [77]))
     validation = find_labels(tmp_path, None, "val")[1]
     assert validation.files == [(image, classes)] and torch.equal(validation[0][1], by_id[0][1])
-
-
-@given(seed=seeds, h=st.integers(1, 50), w=st.integers(1, 50), crop=st.integers(1, 40), size=st.integers(4, 40))
-def test_augmented_images_and_labels_have_the_documented_type_and_come_from_torchs_seed(seed, h, w, crop, size):
-    image, labels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8), torch.randint(0, 2, (h, w)) * 18 + 2
-    results = []
-    for other in (1, 2):
-        torch.manual_seed(seed), random.seed(other), np.random.seed(other)
-        results.append(LabelAugmentation(crop, size)(image, labels))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    picture, moved = results[0]
-    assert type(picture) is type(moved) is torch.Tensor and (picture.dtype, moved.dtype) == (torch.float32, torch.int64)
-    assert picture.shape == (3, crop, crop) and moved.shape == (crop, crop)
-    assert picture.min() >= 0 and picture.max() <= 1
-    assert set(moved.unique().tolist()) <= {2, 20, VOID}  # never a class in between
 
 
 @given(seed=seeds, h=st.integers(8, 60), w=st.integers(8, 60), crop=st.integers(16, 64), axis=st.sampled_from((0, 1)))
