@@ -260,7 +260,7 @@ def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypa
     assert_same_run(tmp_path, whole[count])
 
 
-@pytest.mark.parametrize(("kind", "count"), [("cut", 1), ("emptied", 1), ("changed", 1), ("cut", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("emptied", 1), ("changed", 1), ("cut", 2)])
 def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, count, whole, tmp_path, capfd):
     torchrun(count, run, tmp_path, "--max-steps", 5)
     path, content = tmp_path / "checkpoint.pt", bytearray((tmp_path / "checkpoint.pt").read_bytes())
@@ -276,10 +276,10 @@ def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, co
 def test_the_best_checkpoint_has_the_lowest_validation_error_also_across_stops(monkeypatch, tmp_path):
     errors, best = iter([3.0, 2.0, 5.0, 1.0, 4.0]), []
     monkeypatch.setattr(train, "flow_errors_on_shapes", lambda *_: {"epe": next(errors), "epe_zero": 4.0, "f1": 0.5})
-    for epoch in range(1, 6):
+    for epoch in (2, 3, 5):
         run(tmp_path, "--epochs", 5, "--steps-per-epoch", 1, "--flow-start-epoch", 0, "--max-steps", epoch)
         best.append(state_of(tmp_path, "best.pt")["step"])
-    assert best == [1, 2, 2, 4, 4]
+    assert best == [2, 2, 4]
 
 
 @pytest.mark.parametrize("flag", ["--init", "--backbone", "--output-dir"])
@@ -521,13 +521,12 @@ def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monke
 
 
 def test_from_a_checkpoint_the_frozen_encoder_stays_as_it_was_bit_for_bit(tmp_path):
-    flags = ("--model.encoder", "resnet50", "--image-size", 64)  # it has batch norms, whose averages must stay too
-    run(tmp_path / "content", *flags, "--task", "vicreg", "--max-steps", 1)
-    init = ("--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
-    run(tmp_path / "frozen", *flags, *init)
+    run(tmp_path / "content", "--task", "vicreg", "--max-steps", 1)
+    assert any("running_mean" in name for name in weights(tmp_path / "content"))  # averages, which must stay too
+    run(tmp_path / "frozen", "--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
     assert learned(tmp_path / "frozen") == "FF"
     assert not changed(weights(tmp_path / "content"), weights(tmp_path / "frozen"))
-    untrained = train.build(config_of(*flags), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
+    untrained = train.build(config_of(), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
     assert changed(untrained, weights(tmp_path / "frozen")) == {"estimator"}
 
 
