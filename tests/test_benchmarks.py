@@ -11,7 +11,6 @@ import comparisons
 import growth
 import parts
 import plain
-import processes
 import pytest
 import run
 import timing
@@ -137,24 +136,6 @@ def test_the_parts_of_a_step_have_the_flops_and_bytes_of_the_whole_step(monkeypa
     assert whole["bytes"] == pytest.approx(sum(row["bytes"] for row in result.values()), rel=0.25)
     share = result["VICReg loss"]["seconds"][0] / whole["seconds"][0]
     assert f"| {share:.1%} |" in next(line for line in table if "VICReg loss" in line)
-
-
-def test_what_is_expected_of_many_gpus_follows_from_the_work_and_the_bytes():
-    """By hand, from two processes with half of the images; the backward pass of a gather is a sum."""
-    sent = {"gradients": 600e6, "all_gather": 1e6, "all_reduce": 12e6}
-    expected = processes.expect(flops=1e12, traffic=63e9, sent=sent)
-    computing = 63e9 / 2 / 3e12 / 0.35  # 30 ms: the bytes, halved by bf16, decide
-    gathered, moments = 2e6, 10e6
-    of_8 = 2 * 7 / 8 * (600e6 + moments + 8 * gathered) + 7 * gathered
-    of_64 = 2 * 63 / 64 * (600e6 + moments + 64 * gathered) + 63 * gathered
-    assert of_64 / 8 / 40e9 < of_64 / 300e9  # of the eight rings one leaves the node at each GPU
-    for name, sending, steps in (
-        ("8 GPUs", of_8 / 300e9, 100 * 1_281_167 / 384),
-        ("8 nodes of 8 GPUs", of_64 / 300e9, 100 * 1_281_167 / 3072),
-    ):
-        assert expected[name]["computing"] == pytest.approx(computing)
-        assert expected[name]["sending"] == pytest.approx(sending)
-        assert expected[name]["hours"] == pytest.approx(steps * (computing + sending) / 3600)
 
 
 @pytest.mark.parametrize("point", [{"levels": 1, "losses": False}, {"levels": 5}, {"pairs": 0, "views": 4}])

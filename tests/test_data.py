@@ -442,13 +442,3 @@ def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers(workers, tm
         assert torch.equal(batch, torch.stack([images[{2: 4, 3: 4}.get(index, index)] for index in indices]))
         expected = {2: ["002.png", "003.png"], 3: ["003.png"]}
         assert [line.split(":")[0][-7:] for line in faults] == [name for i in indices for name in expected.get(i, [])]
-
-
-def test_more_bad_files_than_allowed_and_bad_ones_alone_are_an_error(tmp_path):
-    write_frames(tmp_path, 6)
-    images = ImageFiles(tmp_path)
-    for count, allowed, words in ((2, 1, "2 of 6 files cannot be used, and --bad-files allows 1"), (6, 6, "6 of 6")):
-        for path in images.paths[:count]:
-            path.write_bytes(b"")
-        with pytest.raises(ValueError, match=words):
-            list(islice(data.make_loader(images, None, 3, allowed_bad_files=allowed), 4))

@@ -131,18 +131,6 @@ def test_a_run_that_continues_takes_back_the_lines_after_its_checkpoint_and_one_
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_only_the_main_process_writes_and_speaks(tmp_path, capsys):
-    for main in (False, True):
-        with closing(Log(tmp_path / str(main), 0, 2, main)) as log:
-            log.say("a sentence")
-            log.write(1, {"loss": 1.0})
-            log.picture("epoch_001", 1, torch.zeros(3, 4, 6, dtype=torch.uint8))
-            log.advance(2, "loss 1.0")
-    assert not (tmp_path / "False").exists() and (tmp_path / "True/pictures/epoch_001.png").exists()
-    output = capsys.readouterr()
-    assert output.out.count("a sentence") == 1 and "2/2" in output.err and "loss 1.0" in output.err
-
-
 def test_a_full_disk_ends_the_record_in_one_line(monkeypatch, tmp_path):
     with closing(Log(tmp_path, 0, 2)) as log:
         monkeypatch.setattr(RecordWriter, "write", disk_full)

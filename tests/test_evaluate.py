@@ -672,11 +672,10 @@ def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those
     assert np.abs(truth - np.where(labels == 11, image, (image + own) / 2)).max() <= 1
 
 
-@pytest.mark.parametrize("finetune", [False, True])
-def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch, finetune):
+def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch):
     monkeypatch.setitem(evaluate.RECIPES, "camvid", CAMVID._replace(steps=102, crop=16, size=16))
     monkeypatch.setattr(evaluate, "predict_labels", lambda _, image, recipe: torch.zeros(image.shape[1:]).long())
-    whole = replace(camvid, encoder="resnet10_half", finetune=finetune)
+    whole = replace(camvid, encoder="resnet10_half", finetune=True)
     run_segmentation(whole)
     parts = replace(whole, output_dir=camvid.output_dir / "parts")
     with pytest.MonkeyPatch.context() as patch:
@@ -689,14 +688,15 @@ def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvi
     one, other = (trained(config.output_dir)["model"] for config in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert one["norms.0.num_batches_tracked"] == 102  # in train mode
-    kinds = {"norms", "classifiers"} | ({"encoder"} if finetune else set())  # what does not learn is not stored
-    assert {name.split(".")[0] for name in one} == kinds
+    assert {name.split(".")[0] for name in one} == {"norms", "classifiers", "encoder"}
     steps = [json.loads(line)["step"] for line in (parts.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 102
 
 
 def test_a_finished_run_is_only_measured_again_and_a_damaged_checkpoint_falls_back_to_the_one_before(camvid, capsys):
     first = run_segmentation(camvid)
+    stored = {name.split(".")[0] for name in trained(camvid.output_dir)["model"]}
+    assert stored == {"norms", "classifiers"}  # not the encoder, which does not learn
     before = (camvid.output_dir / "checkpoint.pt").read_bytes()
     (camvid.data_root.parent / "elsewhere").mkdir()
     moved = camvid.data_root.rename(camvid.data_root.parent / "elsewhere" / "CamVid")
@@ -1074,19 +1074,6 @@ def test_the_masks_are_warped_by_each_flow_from_a_frame_to_the_one_before(monkey
         assert torch.equal(masks["warp by our flow"][t], video.masks(0).roll(4 * t, dims=1))
 
 
-def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes):
-    report = run_video(VideoConfig("colour", tmp_path / "out", export=tmp_path / "masks"))
-    options = {"motion": (0.02, 0.35), "colouring": "alike"}
-    shapes, values = MovingShapes(3, (64, 64), 5, evaluate.UNSEEN_SEED, 4, 6, **options), []
-    for name, sequence in report["sequences"].items():
-        masks = shapes[int(name.removeprefix("shapes_"))]["instances"].numpy()
-        assert list(sequence["objects"]) == sorted(set(np.unique(masks[0]).tolist()) - {0})
-        for number, t in product(sequence["objects"], (1, 2, 3)):  # neither the first frame nor the last
-            truth, ours = masks[t] == number, np.array(Image.open(tmp_path / f"masks/{name}/{t:05d}.png")) == number
-            values.append((ours & truth).sum() / (ours | truth).sum() if (ours | truth).any() else 1.0)
-    assert len(report["sequences"]) == 3 and report["mean"]["J_mean"] == pytest.approx(np.mean(values))
-
-
 # --------------------------------------------------------------------------------------------------------- evaluate knn
 
 
@@ -1304,9 +1291,7 @@ def test_table_1_has_each_number_beside_the_papers_and_notes_what_is_missing(tmp
     paper = np.array([[*row.values()][:-1] for row in table.values()])
     assert paper.shape == (13, 13) and table["KITTI 2015 EPE"]["VICReg"] == 13.5
     rows = [41.67, 28.51, 47.54, 34.73, 92.98, 62.14, 452.1, 392.8, 311.5, 385.1, 144.2, 212.7, 434]
-    columns = [73.11, 81.24, 39.74, 35.63, 30.85, 120.1, 131.24, 415.3, 442.5, 339.9, 443.3, 19.21, 467.85]
-    for axis, sums in ((1, rows), (0, columns)):  # of the published table
-        np.testing.assert_allclose(np.nansum(paper, axis=axis), sums)
+    np.testing.assert_allclose(np.nansum(paper, axis=1), rows)  # of the published table
     for note in ("KITTI 2015: no kitti here", "Cityscapes: no cityscapes here", "Sintel: 2 of 5 pairs left out",
                  "VOC: 1464 training images", "DAVIS 2017: no list"):  # fmt: skip
         assert screen.count(f"note: {note}\n") == 1, note
@@ -1364,12 +1349,9 @@ MISTAKES = {
     "flow --split testing --data-root {root}/pairs": "--split testing, whose truth is secret",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
     "flow --images {root}/a.png {root}/no.png": "no.png",
-    "flow --video {root}/empty": "empty: no frames found",
-    "flow --video {root}/no.mp4": "no.mp4: no such folder or file",
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}": "choose one with --benchmark",
-    "segmentation --benchmark voc": "--benchmark needs --data-root",
     "segmentation --model {root}/other.pt": "other.pt: neither a checkpoint of train.py nor torchvision's weights",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --propagation 7 12 0 0.1": "--propagation",
@@ -1394,7 +1376,6 @@ def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, f
     (root / "text.png").write_text("hello")
     torch.save({"a": torch.zeros(1)}, root / "other.pt")
     torch.save({"model": {}, "config": {"model": "random"}, "step": 1}, root / "head.pt")  # of segmentation
-    (root / "empty").mkdir()
     name, *flags = command.format(root=root).split()
     defaults = {"--model": "zero" if name == "flow" else "random", "--output-dir": tmp_path / "out"}
     defaults = [x for flag, value in defaults.items() if flag not in flags for x in (flag, value)]

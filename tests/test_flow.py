@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,16 +117,6 @@ def test_correlation_in_tiles_equals_shifts_and_unfolded_windows_with_its_gradie
 def test_correlation_equals_the_published_code_and_has_radius_four_by_default():
     numbers = golden("correlation_radius4")
     close(correlation(numbers["features_1"], numbers["features_2"]), numbers["volume"])
-
-
-def test_correlation_takes_tensors_of_any_memory_layout():
-    x, y = normal(0, 2, 5, 11, 9), normal(1, 2, 5, 11, 9)
-    for layout in (
-        lambda v: v.to(memory_format=torch.channels_last),
-        lambda v: F.pad(v, (1, 2, 3, 4))[..., 3:-4, 1:-2],  # a slice
-        lambda v: v[:1].expand(3, -1, -1, -1),
-    ):
-        close(correlation(layout(x), layout(y)), correlation_by_shifts(layout(x), layout(y), 4))
 
 
 @given(h=sides, w=sides, h2=sides, w2=sides, u=st.floats(-20, 20), v=st.floats(-20, 20))
@@ -324,14 +313,6 @@ def test_an_output_of_one_means_sixteen_pixels_of_the_image_at_every_level(unit,
             estimator.levels[index].last.bias.copy_(torch.tensor((1.0, -0.5)))
         flow = estimate_flow_pyramid(estimator, pyramid(0, 1, 128, 128), pyramid(10, 1, 128, 128))[index]
         close(flow * stride, constant_flow(unit, -0.5 * unit, 1, *flow.shape[2:]), 1e-5)
-
-
-@norms
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
-def test_first_outputs_of_every_level_are_about_a_quarter_for_every_width_and_norm(factor, norm):
-    estimator, inputs = small_estimator(factor=factor, norm=norm), torch.randn(2, 81 + 32 + 2, 16, 16)
-    for level in estimator.levels:
-        assert 0.1 < level(inputs).square().mean().sqrt() < 0.6
 
 
 @pytest.mark.parametrize(("clip", "options"), [(128.0, {}), (16.0, {"clip": 16.0})])

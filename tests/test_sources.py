@@ -17,17 +17,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    cut_short,
-    expand,
-    raises_one_line,
-    random_ids,
-    seeds,
-    write_benchmark,
-    write_ids,
-    write_image,
-    write_images,
-)
+from helpers import expand, raises_one_line, random_ids, seeds, write_benchmark, write_ids, write_image, write_images
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -50,14 +40,7 @@ from sources.label_sets import (
     find_masked_videos,
     read_ids,
 )
-from sources.moving_shapes import (
-    SHAPE_CLASSES,
-    TEXTURES,
-    MovingShapes,
-    ShapeImages,
-    ShapeLabels,
-    ShapePairs,
-)
+from sources.moving_shapes import SHAPE_CLASSES, TEXTURES, MovingShapes, ShapeImages, ShapeLabels, ShapePairs
 from sources.training_sets import VIDEO_SETS, ImageNet, Mix, RepeatsConfig, describe_mix, find_video_set, open_mix
 
 # -------------------------------------------------------------------------------------------------------- moving_shapes
@@ -167,14 +150,6 @@ def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_f
     centres = [ShapePairs(motion=(0.3, 1.0))._scene(index).to_pixel[-1, :, :2, 2] for index in range(300)]
     lengths = np.linalg.norm(np.diff(centres, axis=1), axis=2)  # as many from 0.3 to 3.4 px as from there to 38.4 px
     assert 2 < np.median(lengths) < 4 and 20 < np.quantile(lengths, 0.95) < lengths.max() < 38.4
-
-
-def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at_most():
-    plain, changing = MovingShapes(motion=(0.0, 0.35), brightness=0.0), MovingShapes(motion=(0.0, 0.35))
-    ratios = [(changing[i]["images"][0].mean() / plain[i]["images"][0].mean()).item() for i in range(150)]
-    assert 0.22 < np.mean([abs(r - 1) > 1e-6 for r in ratios]) < 0.45
-    assert min(ratios) > 0.8 and max(ratios) < 1.2
-    assert plain[0]["images"].diff(dim=0).abs().max() < 1.01 / 255
 
 
 def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
@@ -417,14 +392,11 @@ def test_imagenet_is_found_in_the_layouts_of_its_archives(layout, tmp_path):
     assert images.file_count == 3 and all(image.shape == (3, 8, 12) for image in images)
 
 
-def test_tiny_imagenet_and_folders_without_classes_are_not_imagenet(tmp_path):
-    write_images(tmp_path, expand("{TinyImageNet,A-tiny-imagenet-200}/train/n01443537/n01443537_0.JPEG"))
-    write_images(tmp_path / "ImageNet" / "train", ["fish/1.JPEG", "n0144/1.JPEG"])
+def test_imagenet_is_neither_tiny_nor_without_classes_and_an_empty_class_and_a_damaged_image_are_named(tmp_path):
+    write_images(tmp_path / "other", expand("{TinyImageNet,A-tiny-imagenet-200}/train/n01443537/n01443537_0.JPEG"))
+    write_images(tmp_path / "other/ImageNet/train", ["fish/1.JPEG", "n0144/1.JPEG"])
     with raises_one_line(MissingSet, tmp_path, "no ImageNet in it", "ImageNet/train/n01440764/*.JPEG"):
-        ImageNet(tmp_path)
-
-
-def test_an_empty_class_and_a_damaged_image_of_imagenet_are_named(tmp_path):
+        ImageNet(tmp_path / "other")
     helpers.cut_short(write_images(tmp_path / "ImageNet/train", PHOTOS))
     with raises_one_line(ValueError, tmp_path / "ImageNet/train" / PHOTOS[2], "not a readable image"):
         ImageNet(tmp_path)[2]
@@ -712,7 +684,7 @@ def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_pa
         one_labelled(tmp_path, ids, {0: 0, 1: 1})[0]
     for damaged in ("image.png", "labels.png"):
         labelled = one_labelled(tmp_path, random_ids(0, [0, 1], 40, 50), table)
-        cut_short(tmp_path / damaged)
+        helpers.cut_short(tmp_path / damaged)
         with raises_one_line(ValueError, tmp_path / damaged):
             labelled[0]
 
@@ -728,9 +700,8 @@ def test_labels_lie_on_the_pixels_they_were_drawn_on_whatever_the_orientation(or
     if drawn == "on the upright one" and orientation >= 5:  # otherwise the size does not tell
         stored = upright
     write_ids(tmp_path / "labels.png", stored, "L")
-    image, labels = LabelledImages(
-        [(tmp_path / "image.png", tmp_path / "labels.png")], {"": {0: 0, 1: 1}}, "ab", PALETTE
-    )[0]
+    files = [(tmp_path / "image.png", tmp_path / "labels.png")]
+    image, labels = LabelledImages(files, {"": {0: 0, 1: 1}}, "ab", PALETTE)[0]
     assert torch.equal(image[0] // 255, labels)
 
 
@@ -898,14 +869,6 @@ def test_the_shorter_side_becomes_the_size_times_a_factor_and_what_is_beyond_the
     assert len(corners) > 150 and 20 < mean_colours < 80
 
 
-def test_images_are_smoothed_before_they_are_made_smaller():
-    columns = (torch.arange(64) % 4 == 0) * 255  # between those that a bilinear look at every fourth place meets
-    augment = LabelAugmentation(16, 16, scale=(1.0, 1.0))
-    augment.change = lambda view: view.float() / 255  # no colours
-    picture, _ = augment(columns.byte().expand(3, 64, 64).contiguous(), torch.zeros(64, 64, dtype=torch.int64))
-    assert picture[:, :, 2:-2].mean().item() == pytest.approx(0.25, abs=0.03)
-
-
 def davis_names(root, *options):
     return [video.name for video in find_masked_videos(root, *options)[0]]
 
@@ -934,12 +897,10 @@ def test_lists_may_begin_with_a_byte_order_mark_and_name_any_file(encoding, tmp_
     for name in names:
         write_image(tmp_path / f"voc/JPEGImages/{name}.jpg")
         write_ids(tmp_path / f"voc/SegmentationClass/{name}.png", helpers.block())
-    files = [f"/JPEGImages/480p/{name}/00000.jpg /Annotations/480p/{name}/00000.png" for name in names]
-    lists = {"ImageSets/2017/val.txt": names, "ImageSets/2016/val.txt": files}
-    for place, lines in (lists | {"voc/ImageSets/Segmentation/train.txt": names}).items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes("".join(f"{line}\r\n" for line in lines).encode(encoding, "surrogateescape"))
-    assert davis_names(tmp_path) == davis_names(tmp_path, "val", "2016") == names
+    for place in ("ImageSets/2017/val.txt", "voc/ImageSets/Segmentation/train.txt"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes("".join(f"{name}\r\n" for name in names).encode(encoding, "surrogateescape"))
+    assert davis_names(tmp_path) == names
     assert sorted(image.stem for image, _ in find_labels(tmp_path, "voc", "train")[1].files) == sorted(names)
 
 
@@ -1021,10 +982,9 @@ def video_of(home, masks, year=None, mode="P"):
     return find_masked_videos(home, "val", year)[0][0]
 
 
-@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16"])
-def test_numbers_of_objects_stay_as_they_are_and_void_is_no_object(tmp_path, mode):
+def test_numbers_of_objects_stay_as_they_are_and_void_is_no_object(tmp_path):
     masks = [two_blocks(3, 1, VOID), two_blocks(1, 3), None, helpers.block(7), helpers.block(VOID)]
-    video = video_of(tmp_path, masks, mode=mode)
+    video = video_of(tmp_path, masks)
     assert (video.name, video.objects, video.length, video.masks(2)) == ("bear", [1, 3], 5, None)
     for index in (0, 1, 3, 4):  # also where a later mask holds void alone
         np.testing.assert_array_equal(video.masks(index), masks[index])
