@@ -507,8 +507,9 @@ def write_painted(home, name, masks, stored=None, noise=30.0):
     write_sequence(home, name, masks if stored is None else stored, frames)
 
 
-def write_three_sequences(home):
-    """Two objects; numbers 1 and 3, a stranger and a missing mask; one object and void pixels. The ends mislead."""
+def write_four_sequences(home):
+    """Two objects; numbers 1 and 3, a stranger and a missing mask; one object and void pixels; one that is damaged. The
+    ends mislead."""
     runs = [boxes({1: (5 + t, 6 + 3 * t, 14, 13), 2: (23, 41 - 2 * t, 17, 15)}) for t in range(6)]
     wrong_end = boxes({1: (0, 0, 48, 32), 2: (0, 32, 48, 32)})
     write_painted(home, "apples", runs, [*runs[:5], wrong_end])
@@ -522,7 +523,8 @@ def write_three_sequences(home):
         mask[40:, :20] = 255
     write_painted(home, "cars", runs, stored)
     write_painted(home, "dogs", runs)
-    write_davis_lists(home, "2017", False, train=["dogs"], val=["cars", "apples", "bikes"])
+    cut_short(home / "Annotations/480p/dogs/00003.png")
+    write_davis_lists(home, "2017", False, val=["cars", "dogs", "apples", "bikes"])
 
 
 def texture(h, w, seed=0):

@@ -37,8 +37,7 @@ def test_vicreg_through_the_smaller_matrix_equals_the_published_form_with_its_gr
     assert_same_gradients(vicreg_loss, plain.vicreg, normal(seed, n, d), normal(seed + 1, n, d))
 
 
-@pytest.mark.parametrize("occlusion", ["forward_backward", "range_map"])
-@pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny"])
+@pytest.mark.parametrize(("encoder", "occlusion"), [("pwc", "range_map"), ("convnext_tiny", "forward_backward")])
 def test_a_step_of_the_plain_model_has_the_same_losses_and_gradients(encoder, occlusion):
     config = ModelConfig(encoder=encoder, estimator_factor=0.125, expander=(24, 24, 24))
     loss = LossConfig(occlusion=occlusion, coarse_levels=0.5, flow_balance=1.0)

@@ -257,13 +257,10 @@ def test_a_fault_of_the_user_or_the_machine_is_one_line_and_exit_code_1(error, l
     assert stop.value.code == 1 and printed.startswith(line) and printed.count("\n") == 1
 
 
-def test_an_error_of_the_program_keeps_its_traceback():
+def test_errors_of_the_program_keep_their_traceback_ctrl_c_is_one_line_and_other_processes_wait(monkeypatch, capsys):
     for error in (RuntimeError("shapes do not match"), KeyError("a")):
         with pytest.raises(type(error)):
             run_command(Mock(side_effect=error))
-
-
-def test_ctrl_c_is_one_line_and_the_other_processes_wait_before_they_report_the_same(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="stopped; every file that was written is whole"):
         run_command(Mock(side_effect=KeyboardInterrupt))
     waited = []

@@ -18,6 +18,7 @@ from experiments import run
 from mcjepa import MCJEPA, ModelConfig
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
+TINY += " --model.encoder resnet10_half --model.estimator-factor 0.125"
 
 
 def shrink_shapes(monkeypatch):

@@ -18,14 +18,6 @@ READMES = {
     for folder in (".", "assets", "benchmarks", "experiments", "sources")
     for path in (ROOT / folder).glob("README.md")
 }
-EVALUATIONS = {
-    "flow": evaluate.FlowConfig,
-    "segmentation": evaluate.SegmentationConfig,
-    "video": evaluate.VideoConfig,
-    "knn": evaluate.KnnConfig,
-    "features": evaluate.FeaturesConfig,
-    "table1": evaluate.Table1Config,
-}
 COMMANDS = [
     command
     for text in READMES.values()
@@ -52,7 +44,8 @@ def test_every_command_parses(command):
         words = ["pocket" if word.endswith("config.json") else word for word in words]
         assert isinstance(train.parse(words), train.Config)
     else:
-        config, words = EVALUATIONS[words[0]], [*words[1:], *([] if "--model" in words else ["--model", "random"])]
+        config = getattr(evaluate, f"{words[0].title()}Config")
+        words = [*words[1:], *([] if "--model" in words else ["--model", "random"])]
         assert isinstance(tyro.cli(config, args=words, config=(tyro.conf.OmitArgPrefixes,)), config)
 
 
