@@ -1,7 +1,6 @@
 """benchmarks/: the ways that are compared compute the same, and the measurements are what they are called."""
 
 import json
-import math
 import re
 import sys
 import time
@@ -72,15 +71,6 @@ def test_ways_take_turns_and_the_warm_up_does_not_count():
     assert [len(values) for values in seconds.values()] == [3, 3]
     slow = timing.take_turns({"": lambda: time.sleep(0.02)}, 2, CPU, warmup=0)[""]
     assert all(value >= 0.02 for value in slow)
-
-
-def test_differences_quartiles_and_slopes_equal_those_by_hand():
-    a = torch.tensor([3.0, 4.0])
-    assert timing.difference([a, a], [a, 2 * a]) == pytest.approx(0.5)
-    assert math.isnan(timing.difference([a, a], [a, a * math.nan]))
-    assert timing.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (3.0, 2.0, 4.0)
-    assert timing.quartiles([2.0]) == (2.0, 2.0, 2.0)
-    assert timing.slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2.0)
 
 
 def test_flops_equal_those_by_hand_backward_and_in_depthwise_convolutions_too():

@@ -26,11 +26,8 @@ COMMANDS = [
 ]
 
 
-def test_the_readme_has_200_to_250_lines():
+def test_the_readme_has_200_to_250_lines_and_commands_of_both_scripts_are_found():
     assert 200 <= len(READMES["README.md"].splitlines()) <= 250
-
-
-def test_commands_of_both_scripts_are_found():
     assert sum(command.startswith("train.py") for command in COMMANDS) >= 8
     assert sum(command.startswith("evaluate.py") for command in COMMANDS) >= 8
 

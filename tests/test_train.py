@@ -520,20 +520,6 @@ def test_from_a_checkpoint_the_frozen_encoder_stays_as_it_was_bit_for_bit(tmp_pa
     assert changed(untrained, weights(tmp_path / "frozen")) == {"estimator"}
 
 
-def test_where_the_tasks_alternate_a_line_of_metrics_has_the_newest_step_of_each(tmp_path):
-    flags = ("--strategy", "alternate_batches", "--flow-start-epoch", 0, "--max-steps", 6, "--log-every")
-    sparse, dense = ({line["step"]: line for line in records(run(tmp_path / str(n), *flags, n))} for n in (3, 1))
-    assert list(sparse) == [3, 6]
-    for step, line in sparse.items():
-        last, before = dense[step], dense[step - 1]
-        flow, content = (last, before) if step % 2 else (before, last)  # step 1 learns flow
-        assert line["total"] == pytest.approx(last["total"] + before["total"])
-        assert line["gradient_norm/encoder"] == last["gradient_norm/encoder"]
-        assert line["gradient_norm/estimator"] == flow["gradient_norm/estimator"] > 0
-        assert line["gradient_norm/expander"] == content["gradient_norm/expander"] > 0
-        assert line["loss/cycle"] == flow["loss/cycle"] and "loss/cycle" not in content
-
-
 # ------------------------------------------------------------------- what a run leaves, and what it says of a mistake
 
 
@@ -625,8 +611,6 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
     ("flags", "words"),
     [
         ("--video-dir nowhere", "nowhere: no such folder"),
-        ("--data-root nowhere", "nowhere: no such folder"),
-        ("--image-dir empty", "empty: no images found"),
         ("--sets kitti", "--sets needs --data-root"),
         ("--video-dir sizes --workers 1", "sizes, frames 000.png and 001.png: 96x80 px and 90x90 px"),
         ("--video-dir small", "height 40 and width 200, smaller than --crop 64 64"),
@@ -644,7 +628,6 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
 )
 def test_a_mistake_is_one_line_that_names_it(flags, words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
     write_frames(Path("small"), 2, size=(40, 200))
     write_image(write_frames(Path("sizes"), 2) / "001.png", (90, 90))
     for path in write_frames(Path("text"), 2).iterdir():
