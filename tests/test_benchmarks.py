@@ -24,7 +24,6 @@ import train
 from losses import vicreg_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
