@@ -146,10 +146,10 @@ def test_the_command_prints_a_table_writes_json_and_goes_on_after_a_package_that
         run.main()
     printed = capsys.readouterr().out
     row = re.search(r"81 shifts \| [\d,.]+ \| \*\*([\d.]+)\*\* \(.*\| ([\d.]+) \|", printed)
-    assert float(row[1]) > 0 and 1 < float(row[2]) < 10, printed
+    assert float(row[1]) > 0 and 4 < float(row[2]) < 10, printed
     numbers = json.loads(output.read_text())
     shifts = numbers["comparisons"]["correlation"]["ways"]["81 shifts"]
-    assert 0 < shifts["difference"] < 1e-4 and shifts["gigabytes"] > 0.1
+    assert 0 < shifts["difference"] < 1e-4 and shifts["gigabytes"] > 0.4
     assert numbers["environment"]["torch"] == torch.__version__
     vicreg = numbers["comparisons"]["vicreg-384"]
     assert vicreg.get("missing") == "lightly" or len(vicreg["ways"]) == 2
