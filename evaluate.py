@@ -1176,13 +1176,6 @@ def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dic
     return scores
 
 
-def search_on_shapes(model: MCJEPA, count: int) -> dict[str, float]:
-    """The best level's score for "object", "texture" and "shape", and the scores of each level."""
-    levels = search_among_shapes(model, recoloured_objects(count, UNSEEN_SEED))
-    scores = {f"{kind}, {name}": score for name, level in levels.items() for kind, score in level.items()}
-    return {kind: max(level[kind] for level in levels.values()) for kind in ("object", "texture", "shape")} | scores
-
-
 def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> float:
     """How often, in [0, 1], a view of an unseen MovingShapes image finds its other view among so many, for train.py.
 
@@ -1200,9 +1193,9 @@ def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     if config.images < 2 or (config.size is not None and config.size < 1):
         raise ValueError("--images must be at least 2, and --size at least 1")
     models = {}
-    if config.model != "colour":
-        models["ours"], config = open_model(config)
     if config.model not in ("colour", "random"):
+        models["ours"], config = open_model(config)
+    if config.model != "colour":
         models["random"], _ = open_model(replace(config, model="random"))
     if config.data_root is None:
         objects = recoloured_objects(SHAPES_OBJECTS, UNSEEN_SEED)
