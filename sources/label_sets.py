@@ -103,9 +103,7 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def file_count(self) -> int:
-        return len(self.files)
+    file_count = property(__len__)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
         path, labels_path = self.files[index]
