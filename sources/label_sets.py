@@ -260,9 +260,7 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
     """At most so many images of train/ in `root`, a fifth of it of val/ or test/, evenly spread, and its name.
 
     An image's class is the folder that it lies in, train/CLASS/a.jpg. With `size`, each has that height and width.
-
-    Raises:
-        MissingSet: one of the folders is not there. ValueError: images differ in size, or a class is not in train/.
+    MissingSet if a folder is not there; ValueError if images differ in size, or a class is not in train/.
     """
     parts, classes = [], {}
     for names, count in ((("train",), most), (("val", "test"), most // 5)):
@@ -310,13 +308,9 @@ class ObjectVideo(NamedTuple):
 def find_masked_videos(root: Path, split: str = "val", year: str | None = None) -> tuple[list[ObjectVideo], list[str]]:
     """The videos of DAVIS in `root` or a folder in it, and notes for the report.
 
-    JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png (or another resolution, where 480p is not
-    there). ImageSets/2017/val.txt lists the sequences, in DAVIS 2016 ImageSets/480p/val.txt; without any list all are
-    taken. The year chooses the list, by default that of 2017; that of 2016 makes all objects one.
-
-    Raises:
-        MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are missing.
-        ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
+    The year chooses the list of sequences, by default that of 2017; 2016 makes all objects one. Without any list all
+    sequences are taken. MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are
+    missing; ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
     """
     homes = []
     for home in set_folders(Path(root)):
@@ -378,7 +372,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         if mask.shape != first.shape:
             raise ValueError(f"{mask_paths[index]}: a mask of {size_text(mask)}, but its video is {size_text(first)}")
         if white:
-            return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
+            return (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
 
     objects = [1] if white or one_object else sorted(numbers - {VOID})
