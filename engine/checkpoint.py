@@ -25,8 +25,9 @@ def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
 def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails.
 
-    The file that was there is moved to `former`, if that is given.
+    Its folder is made if it is missing. The file that was there is moved to `former`, if that is given.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
@@ -45,8 +46,7 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all, and its folder if that is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a JSON file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -91,17 +91,15 @@ def as_json(config: Any) -> dict:
 def read_config(path: Path, kind: type) -> Any:
     """The inverse of `as_json`: a configuration (a dataclass `kind`) from config.json; ValueError for another file."""
 
-    def build(kind: type, tree: dict) -> Any:
-        hints, values = get_type_hints(kind), {}
-        if hints.keys() != tree.keys():
-            raise ValueError(f"fields that differ: {', '.join(sorted(hints.keys() ^ tree.keys()))}")
-        for name, value in tree.items():
-            if is_dataclass(hints[name]):
-                value = build(hints[name], value)
-            elif value is not None and Path in (hints[name], *get_args(hints[name])):
-                value = Path(value)
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return kind(**values)
+    def build(kind: Any, value: Any) -> Any:
+        if is_dataclass(kind):
+            hints = get_type_hints(kind)
+            if hints.keys() != value.keys():
+                raise ValueError(f"fields that differ: {', '.join(sorted(hints.keys() ^ value.keys()))}")
+            return kind(**{name: build(hints[name], value[name]) for name in hints})
+        if value is not None and Path in (kind, *get_args(kind)):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
 
     try:
         return build(kind, json.loads(path.read_text()))

@@ -49,7 +49,6 @@ def environment(device: torch.device) -> dict:
 
 def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
     """Writes a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         to_pil_image(image).save(temporary)
 
