@@ -270,6 +270,7 @@ class MovingShapes(Dataset):
 
         classes = rng.integers(1, len(SHAPE_CLASSES), n)
         classes[0] = 0
+        variants = [_silhouettes()[c - 1] for c in classes[1:]]
         radii = radius[:, None] * np.stack((np.ones(n), rng.uniform(0.5, 1, n)), axis=1)
         gains = np.tile((1.0, 0.0), (self.frames, 1))
         if rng.random() < 1 / 3:
@@ -284,7 +285,7 @@ class MovingShapes(Dataset):
             numbers=numbers,
             colours=self._frame_colours(rng, n),
             classes=classes,
-            silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in (_silhouettes()[c - 1] for c in classes[1:])],
+            silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
             silhouette_maps=_affine(np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / radii),
             to_pixel=to_pixel,
             from_pixel=np.linalg.inv(to_pixel),
@@ -344,8 +345,7 @@ class MovingShapes(Dataset):
                 canvas[window] = cv2.blendLinear(texture, canvas[window], alpha, 1 - alpha)
                 labels[window][alpha >= 0.5] = layer
         gain, offset = scene.gains[t]
-        if gain != 1:
-            canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
+        canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
         return canvas.transpose(2, 0, 1), labels
 
     def _motion(

@@ -55,7 +55,10 @@ class VideoClips(NamedTuple):
 
 
 def find_video_set(name: str, root: Path) -> VideoClips | None:
-    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged."""
+    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged.
+
+    The numbers in a clip are consecutive; what stands before them in the names of its frames is alike.
+    """
     pattern, is_multiview = VIDEO_SETS[name]["frames"], VIDEO_SETS[name]["is_multiview"]
     sign = pattern.replace("*_*", "*_00.*") if is_multiview else pattern
     folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
@@ -67,8 +70,7 @@ def find_video_set(name: str, root: Path) -> VideoClips | None:
     for path in filter(is_image, visible_glob(folders[0], pattern)):
         prefix, digits = split_number(path)
         frames_of_clip.setdefault((path.parent, prefix), {})[int(digits)] = path
-    # True flow leads from frame 10 to 11 of each scene: 9 to 12 stay out (field).
-    left_out = range(9, 13) if is_multiview else ()
+    measured = range(9, 13) if is_multiview else ()  # true flow leads from frame 10 to 11 of each scene (field)
     found = VideoClips(folders[0], [], [])
     for (folder, _), frames in frames_of_clip.items():
         numbers = sorted(frames)
@@ -78,7 +80,7 @@ def find_video_set(name: str, root: Path) -> VideoClips | None:
             if after > before + 1:
                 note = f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap"
                 found.notes.append(note)
-        kept = np.array([number for number in numbers if number not in left_out])
+        kept = np.array([number for number in numbers if number not in measured])
         for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
             if len(run) > 1:
                 found.clips.append(Clip(folder, [frames[number] for number in run]))
