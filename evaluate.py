@@ -351,7 +351,6 @@ def writing_film(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8[Tensor,
     """
     import av  # here, so that all else runs without it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # "file:", since FFmpeg would take a colon in the name for the end of a protocol.
     with replacing(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as film:
         stream = film.add_stream("libx264", rate, pix_fmt="yuv420p")
@@ -615,7 +614,6 @@ def draw_pair(folder: Path, pair: FlowPair, flow: Float[Tensor, "1 2 h w"]) -> N
 
 def export_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
     """Writes a flow as .flo, or as KITTI's .png, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         flow_benchmarks.write_flow(temporary, flow)
 
@@ -1075,7 +1073,6 @@ def objects_figure(video: ObjectVideo, predictions: Sequence[UInt8[Tensor, "h w"
 
 def export_masks(video: ObjectVideo, predictions: Sequence[UInt8[Tensor, "h w"]], folder: Path) -> None:
     """Palette PNGs in DAVIS's colours, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, mask in zip(video.frame_names, predictions, strict=True):
         image = Image.fromarray(mask.numpy())
         image.putpalette(PALETTE.tobytes())
@@ -1261,7 +1258,6 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
             else:
                 write_picture(config.output_dir / "pictures" / f"{stem}_{name}.png", picture)
             if config.export:
-                config.export.mkdir(parents=True, exist_ok=True)
                 with replacing(config.export / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
                     np.save(file, cells.numpy())
     write_report(config, f"{config.video.stem}_{name}" if config.video else name, {"notes": notes})
