@@ -11,6 +11,7 @@ model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py 
 
 import json
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from encoder import (
     as_batch,
     build_encoder,
     gather,
+    pad_to_multiple,
     several_processes,
     sum_over_processes,
     torchvision_name,  # noqa: F401 (evaluate.py knows encoders through this module)
@@ -161,12 +163,6 @@ def swap_frames(x: Float[Tensor, "two_b ..."]) -> Float[Tensor, "two_b ..."]:
     return torch.cat(x.chunk(2)[::-1])
 
 
-def pad_to_multiple(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c h2 w2"]:
-    """Repeats the last row and the last column until both sizes are multiples."""
-    h, w = x.shape[2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
-
-
 def weights_per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Scales a mask to a mean of 1 in each pair, so that a masked mean over the batch is the mean over pairs.
 
@@ -178,11 +174,8 @@ def weights_per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]
 class MCJEPA(nn.Module):
     """Encoder, flow estimator and expander; `forward` computes Eq. 7.
 
-    Args:
-        config: what the network is made of.
-        loss_config: the coefficients of the loss.
-        task: "mcjepa" (both), "mjepa" (flow only, without an expander), "vicreg" (content only, without an estimator).
-        backbone_weights: a torchvision state dict to start the encoder from; see `encoder.build_encoder`.
+    `task`: "mcjepa" (both), "mjepa" (flow only, without an expander), "vicreg" (content only, without an estimator).
+    `backbone_weights`: a torchvision state dict to start the encoder from; see `encoder.build_encoder`.
     """
 
     def __init__(
@@ -431,14 +424,12 @@ def save_weights(model: MCJEPA, path: str | Path, config: dict, step: int) -> No
     Path(path).write_bytes(save(weights, {"config": json.dumps(config), "step": str(step)}))
 
 
-def load_weights(path: str | Path) -> dict:
-    """What torch or `save_weights` has saved, on the CPU; `path` may be a name in SHIPPED.
-
-    Nothing in the file is executed (`weights_only=True`).
+def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config", "step")) -> dict:
+    """What torch or `save_weights` has saved, on the CPU; `path` may be a name in SHIPPED. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else.
+        ValueError: the file is damaged, or lacks one of `parts`, which train.py and heads of evaluate.py save.
     """
     path = SHIPPED.get(str(path), path)
     if not Path(path).is_file():
@@ -456,17 +447,9 @@ def load_weights(path: str | Path) -> dict:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         reason = "no file of tensors" if "weights_only" in reason else reason  # torch's advice would run its code
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
-    return content
-
-
-def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of train.py (or of a linear head); raises as `load_weights`, and ValueError if parts are missing."""
-    checkpoint = load_weights(path)
-    if not {"model", "config", "step"} <= checkpoint.keys():
+    if not isinstance(content, dict) or not {*parts} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py, which holds model, config and step")
-    return checkpoint
+    return content
 
 
 def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
