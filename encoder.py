@@ -305,7 +305,7 @@ def several_processes() -> bool:
 
 
 class _AllReduce(torch.autograd.Function):
-    """`torch.distributed.nn.functional` has this too, but deprecated, and its successor has no gradient everywhere."""
+    """That of `torch.distributed.nn.functional` is deprecated, and its successor has no gradient in some versions."""
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -339,6 +339,14 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     return sum_over_processes(rows).flatten(end_dim=1)
 
 
+def moments(x: Float[Tensor, "n d *_"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """The variance and the mean of each channel, over the samples and positions of all processes together."""
+    here = torch.stack(torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))
+    variances, means = gather(here[None]).unbind(dim=1)  # (processes, d)
+    mean = means.mean(dim=0)
+    return variances.mean(dim=0) + (means - mean).square().mean(dim=0), mean  # the law of total variance
+
+
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of (n, d) or (n, d, h, w) whose statistics in training are those of all processes' batches together.
 
@@ -354,12 +362,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or not several_processes():
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        moments = torch.stack(torch.var_mean(precise, dim=(0, *range(2, x.ndim)), correction=0))
-        variances, means = gather(moments[None]).unbind(dim=1)  # (processes, d)
-        mean = means.mean(dim=0)
-        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)  # the law of total variance
+        variance, mean = moments(precise)
         with torch.no_grad():
-            n = x.numel() / x.shape[1] * len(means)
+            n = x.numel() / x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)

@@ -29,6 +29,7 @@ from encoder import (
     as_batch,
     build_encoder,
     gather,
+    moments,
     pad_to_multiple,
     several_processes,
     sum_over_processes,
@@ -145,12 +146,7 @@ def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_
 @torch.no_grad()
 def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
     """The standard deviation of each level over the positions of all processes, averaged over the channels."""
-    moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
-    everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
-    variances, means = everywhere.unbind(dim=1)
-    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
-    levels = variance.sqrt().split([features.shape[1] for features in pyramid])
-    return [level.mean() for level in levels]
+    return [moments(features)[0].sqrt().mean() for features in pyramid]
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -197,15 +193,8 @@ class MCJEPA(nn.Module):
             raise ValueError(f"loss.feature_strides: no level from stride {finest} to {coarsest}, only {strides}")
         self.estimator = None
         if task != "vicreg":
-            self.estimator = FlowEstimator(
-                channels,
-                strides,
-                config.estimator_factor,
-                config.estimator_norm,
-                config.correlation_radius,
-                clip=config.flow_clip,
-                unit=config.estimator_unit,
-            )
+            shape = channels, strides, config.estimator_factor, config.estimator_norm, config.correlation_radius
+            self.estimator = FlowEstimator(*shape, clip=config.flow_clip, unit=config.estimator_unit)
         self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
         self.register_buffer("flow_balance", torch.tensor(loss_config.flow_balance))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -285,13 +274,8 @@ class MCJEPA(nn.Module):
             products = {name: coefficient * term for name, (term, coefficient) in terms.items()}
             tasks[task], weighted, monitor = sum(products.values()), weighted | products, monitor | values
             unweighted |= {name: term for name, (term, _) in terms.items()}
-        return Losses(
-            total=sum(tasks.values()),
-            tasks=tasks,
-            unweighted={name: term.detach() for name, term in unweighted.items()},
-            weighted={name: term.detach() for name, term in weighted.items()},
-            monitor={name: value.detach() for name, value in monitor.items()},
-        )
+        detached = [{name: x.detach() for name, x in values.items()} for values in (unweighted, weighted, monitor)]
+        return Losses(sum(tasks.values()), tasks, *detached)
 
     def _flow_terms(
         self,
@@ -406,13 +390,12 @@ class MCJEPA(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)
-        terms = {
-            "vicreg_invariance": (invariance, config.vicreg_invariance),
-            "vicreg_variance": (variance, config.vicreg_variance),
-            "vicreg_covariance": (covariance, config.vicreg_covariance),
-        }
-        if any(config.pooled):
-            with torch.autocast(pooled.device.type, enabled=False):
+            terms = {
+                "vicreg_invariance": (invariance, config.vicreg_invariance),
+                "vicreg_variance": (variance, config.vicreg_variance),
+                "vicreg_covariance": (covariance, config.vicreg_covariance),
+            }
+            if any(config.pooled):
                 terms["pooled"] = (eq_6(pooled[..., None, None], *config.pooled), 1.0)
         embedding, pooled = (z.detach().std(dim=0).mean() for z in (x, pooled))
         return terms, {"deviation/embedding": embedding, "deviation/pooled": pooled}
