@@ -203,14 +203,15 @@ class VideoFile:
                             yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
 
 
+@lru_cache(maxsize=2)  # of a process: `process` keeps a forked worker from sharing its parent's file position
 class _Decoder:
-    """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
+    """Decodes a video file forwards."""
 
     def __init__(self, video: VideoFile, process: int):
         self.video, self.at, self.frames = video, -1, iter(())
 
     def read(self, place: int) -> Any:
-        """FFmpeg's frame; None if it cannot be decoded."""
+        """FFmpeg's frame. BadFile if it cannot be decoded."""
         key = self.video.keys[place]
         if not key - 10 <= self.at < place:  # else it is faster to decode on
             self.frames = self.video.decode(key)
@@ -222,17 +223,13 @@ class _Decoder:
                     return frame
                 if self.at > place:
                     break
-        return None
-
-
-_decoder = lru_cache(maxsize=2)(_Decoder)
+        path = self.video.path
+        raise BadFile(f"{path}: frame {place} cannot be decoded; convert the video, or extract its frames")
 
 
 @lru_cache(maxsize=4)  # a frame is in two pairs or more
 def _video_frame(video: VideoFile, place: int) -> UInt8[Tensor, "3 h w"]:
-    frame = _decoder(video, os.getpid()).read(place)
-    if frame is None:
-        raise BadFile(f"{video.path}: frame {place} cannot be decoded; convert the video, or extract its frames")
+    frame = _Decoder(video, os.getpid()).read(place)
     image, matrix = frame.to_ndarray(format="rgb24", threads=1), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:  # how the camera was held: x' = a x + c y, y' = b x + d y
         a, b, _, c, d = np.sign(np.frombuffer(matrix, np.int32)[:5]).tolist()

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -375,10 +376,9 @@ class MCJEPA(nn.Module):
         """The mask of the losses, and the share of pixels that the flows call visible (also while masks are off)."""
         flow = flow.detach()
         reverse = swap_frames(flow)
-        if self.loss_config.occlusion == "forward_backward":
-            visible = forward_backward_mask(flow, reverse).to(flow.dtype)
-        else:
-            visible = (range_map(reverse) >= HIT_OFTEN_ENOUGH).to(flow.dtype)
+        consistent = self.loss_config.occlusion == "forward_backward"
+        visible = forward_backward_mask(flow, reverse) if consistent else range_map(reverse) >= HIT_OFTEN_ENOUGH
+        visible = visible.to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
         masked = (share >= self.loss_config.least_visible) & masks
         return torch.where(masked, visible, 1.0), share.mean()
@@ -420,9 +420,10 @@ def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
     try:
         if Path(path).suffix == ".safetensors":
-            content = Path(path).read_bytes()
-            notes = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            return {"model": load(content), "config": json.loads(notes["config"]), "step": int(notes["step"])}
+            with safe_open(path, "pt") as file:
+                notes = file.metadata()
+            weights = load(Path(path).read_bytes())
+            return {"model": weights, "config": json.loads(notes["config"]), "step": int(notes["step"])}
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not look at the checksums
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
