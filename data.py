@@ -161,7 +161,7 @@ class VideoFile:
     def __init__(self, path: Path):
         container, stream = _open_video(path)
         self.path, self.rate = path, stream.average_rate  # frames per second, a Fraction; None if the file has none
-        self.stamps, self.places, packets = (), {}, []
+        self.stamps, packets = (), []
         with suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard and not packet.is_corrupt:
@@ -178,7 +178,6 @@ class VideoFile:
             frames = [] if guessed else sorted((pts, key) for pts, key, _ in packets if pts >= first[0])
         if [pts for pts, _ in frames[:10]] == first:
             self.stamps, keys = zip(*frames, strict=True)
-            self.places = {stamp: place for place, stamp in enumerate(self.stamps)}
             self.keys = np.maximum.accumulate(np.arange(len(keys)) * keys).tolist()  # where to decode a frame from
         else:
             self.keys = [0] * (len(first) + sum(1 for _ in decoded))
@@ -186,12 +185,12 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def decode(self, key: int | None = None) -> Iterator[tuple[int, Any]]:
-        """FFmpeg's frames, each after its place (-1: not known), from a key frame on, or from the beginning."""
+    def decode(self, key: int = 0) -> Iterator[tuple[int, Any]]:
+        """FFmpeg's frames from a key frame on (0: from the beginning), each after its stamp, or else its number."""
         (container, stream), start, numbers = _open_video(self.path), None, count()
-        if key is not None and self.stamps:
+        if key:
             # By the key frame before: some containers look for the time of coding, or guess the first stamps.
-            start, before = self.stamps[key], self.stamps[self.keys[max(key - 1, 0)]]
+            start, before = self.stamps[key], self.stamps[self.keys[key - 1]]
             with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from the beginning
                 container.seek(before, stream=stream)
         with suppress(Exception):
@@ -200,7 +199,9 @@ class VideoFile:
                     start = None
                     with suppress(Exception):  # the packet is damaged: the next may be good
                         for frame in packet.decode():
-                            yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
+                            mark = frame.pts if self.stamps else next(numbers)
+                            if mark is not None:
+                                yield mark, frame
 
 
 @lru_cache(maxsize=2)  # of a process: `process` keeps a forked worker from sharing its parent's file position
@@ -208,20 +209,21 @@ class _Decoder:
     """Decodes a video file forwards."""
 
     def __init__(self, video: VideoFile, process: int):
-        self.video, self.at, self.frames = video, -1, iter(())
+        self.video, self.marks = video, video.stamps or range(len(video))
+        self.at, self.frames = math.inf, iter(())
 
     def read(self, place: int) -> Any:
         """FFmpeg's frame. BadFile if it cannot be decoded."""
-        key = self.video.keys[place]
-        if not key - 10 <= self.at < place:  # else it is faster to decode on
+        key, mark = self.video.keys[place], self.marks[place]
+        if not self.marks[max(key - 10, 0)] <= self.at < mark:  # else it is faster to decode on
             self.frames = self.video.decode(key)
         # From the beginning if FFmpeg went elsewhere, or its decoder needs more than that key frame.
         for frames in (self.frames, self.video.decode()):
             self.frames = frames
             for self.at, frame in frames:
-                if self.at == place:
+                if self.at == mark:
                     return frame
-                if self.at > place:
+                if self.at > mark:
                     break
         path = self.video.path
         raise BadFile(f"{path}: frame {place} cannot be decoded; convert the video, or extract its frames")

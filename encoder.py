@@ -305,7 +305,11 @@ def several_processes() -> bool:
 
 
 class _AllReduce(torch.autograd.Function):
-    """That of `torch.distributed.nn.functional` is deprecated, and its successor has no gradient in some versions."""
+    """The sum over all processes. Its gradient is one too, since every process computes a loss from the sum.
+
+    `torch.distributed.nn.functional` has this as well, but deprecated, and its successor lacks the gradient in some
+    versions of torch.
+    """
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -321,30 +325,32 @@ class _AllReduce(torch.autograd.Function):
 def sum_over_processes(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The sum over all processes, with gradients to each of them; in a single process, x itself.
 
-    Every process computes a loss from the sum, so that its gradient is a sum over all processes too. As they compute
-    the same loss, that is world_size times the gradient of one; DDP removes the factor, since it averages.
+    Every process computes the same loss from the sum, so the gradient that arrives at one is world_size times its
+    share. DDP averages gradients over the processes, which removes that factor.
     """
     return _AllReduce.apply(x) if several_processes() else x
 
 
+class _AllGather(torch.autograd.Function):
+    """The rows of all processes. The gradient of a process's rows is summed over the losses of all processes."""
+
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Float[Tensor, "m ..."]) -> Float[Tensor, "n ..."]:
+        return _AllReduce.forward(ctx, gradient).chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
-    """The rows of all processes, with gradients to each of them; in a single process, x itself.
+    """The rows of all processes, with gradients to each of them (see `sum_over_processes`); in one process, x itself.
 
-    Every process must hold equally many rows. It adds them, among zeros, to those of the others.
+    Every process must hold equally many rows.
     """
-    if not several_processes():
-        return x
-    rows = x.new_zeros(dist.get_world_size(), *x.shape)
-    rows[dist.get_rank()] = x
-    return sum_over_processes(rows).flatten(end_dim=1)
-
-
-def moments(x: Float[Tensor, "n d *_"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """The variance and the mean of each channel, over the samples and positions of all processes together."""
-    here = torch.stack(torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))
-    variances, means = gather(here[None]).unbind(dim=1)  # (processes, d)
-    mean = means.mean(dim=0)
-    return variances.mean(dim=0) + (means - mean).square().mean(dim=0), mean  # the law of total variance
+    return _AllGather.apply(x.contiguous()) if several_processes() else x
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -362,9 +368,12 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or not several_processes():
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = moments(precise)
+        moments = torch.stack(torch.var_mean(precise, dim=(0, *range(2, x.ndim)), correction=0))
+        variances, means = gather(moments[None]).unbind(dim=1)  # (processes, d)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)  # the law of total variance
         with torch.no_grad():
-            n = x.numel() / x.shape[1] * dist.get_world_size()
+            n = x.numel() / x.shape[1] * len(means)
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)

@@ -30,7 +30,6 @@ from encoder import (
     as_batch,
     build_encoder,
     gather,
-    moments,
     pad_to_multiple,
     several_processes,
     sum_over_processes,
@@ -147,7 +146,12 @@ def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_
 @torch.no_grad()
 def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
     """The standard deviation of each level over the positions of all processes, averaged over the channels."""
-    return [moments(features)[0].sqrt().mean() for features in pyramid]
+    moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
+    everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
+    variances, means = everywhere.unbind(dim=1)
+    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
+    levels = variance.sqrt().split([features.shape[1] for features in pyramid])
+    return [level.mean() for level in levels]
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
