@@ -204,9 +204,8 @@ class VideoFile:
                                 yield mark, frame
 
 
-@lru_cache(maxsize=2)  # of a process: `process` keeps a forked worker from sharing its parent's file position
 class _Decoder:
-    """Decodes a video file forwards."""
+    """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
 
     def __init__(self, video: VideoFile, process: int):
         self.video, self.marks = video, video.stamps or range(len(video))
@@ -229,9 +228,12 @@ class _Decoder:
         raise BadFile(f"{path}: frame {place} cannot be decoded; convert the video, or extract its frames")
 
 
+_decoder = lru_cache(maxsize=2)(_Decoder)
+
+
 @lru_cache(maxsize=4)  # a frame is in two pairs or more
 def _video_frame(video: VideoFile, place: int) -> UInt8[Tensor, "3 h w"]:
-    frame = _Decoder(video, os.getpid()).read(place)
+    frame = _decoder(video, os.getpid()).read(place)
     image, matrix = frame.to_ndarray(format="rgb24", threads=1), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:  # how the camera was held: x' = a x + c y, y' = b x + d y
         a, b, _, c, d = np.sign(np.frombuffer(matrix, np.int32)[:5]).tolist()
