@@ -61,7 +61,6 @@ from mcjepa import (
     ModelConfig,
     load_checkpoint,
     load_model,
-    load_weights,
     pad_to_multiple,
     torchvision_name,
 )
@@ -247,7 +246,7 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
         torch.manual_seed(config.seed)
         model, encoder = MCJEPA(ModelConfig(encoder=config.encoder), task="mjepa"), config.encoder
     else:
-        weights = load_weights(config.model)
+        weights = load_checkpoint(config.model, parts=())
         if "model" in weights:
             model, encoder = load_model(config.model), weights["config"]["model"]["encoder"]
         else:
