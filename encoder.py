@@ -98,9 +98,12 @@ class ConvNeXtPyramid(nn.Module):
         super().__init__()
         # In torchvision's order, so that its keys fit: stem, stage, then downsample and stage three times.
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
-        for layer in self.features.modules():
-            if type(layer) is nn.Linear:
-                layer.__class__ = PointwiseLinear  # the same weights, computed in another way
+        for parent in [*self.features.modules()]:
+            for name, layer in parent.named_children():
+                if type(layer) is nn.Linear:  # the same weights: on "meta", none are drawn
+                    pointwise = PointwiseLinear(layer.in_features, layer.out_features, device="meta")
+                    pointwise.weight, pointwise.bias = layer.weight, layer.bias
+                    setattr(parent, name, pointwise)
         self.features[0] = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 2, 2), LayerNorm2d(n_out, eps=1e-6))
             for n_in, n_out in ((3, 48), (48, 48), (48, 96))

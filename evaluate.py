@@ -62,7 +62,6 @@ from mcjepa import (
     load_checkpoint,
     load_model,
     pad_to_multiple,
-    torchvision_name,
 )
 from sources import flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
@@ -244,21 +243,10 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
     """
     if config.model == "random":
         torch.manual_seed(config.seed)
-        model, encoder = MCJEPA(ModelConfig(encoder=config.encoder), task="mjepa"), config.encoder
+        model = MCJEPA(ModelConfig(encoder=config.encoder), task="mjepa")
     else:
-        weights = load_checkpoint(config.model, parts=())
-        if "model" in weights:
-            model, encoder = load_model(config.model), weights["config"]["model"]["encoder"]
-        else:
-            encoder = torchvision_name(weights)
-            if encoder is None:
-                raise ValueError(
-                    f"{config.model}: neither a checkpoint of train.py nor torchvision's weights of an encoder"
-                )
-            torch.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
-            # The expander is not used, so as small as can be.
-            model = MCJEPA(ModelConfig(encoder=encoder, expander=(1,)), task="vicreg", backbone_weights=config.model)
-    return model.eval().to(own_device()), replace(config, encoder=encoder)
+        model = load_model(config.model)
+    return model.eval().to(own_device()), replace(config, encoder=model.config.encoder)
 
 
 def feature_method(config: Config, strides: Sequence[int]) -> tuple[FeatureMethod, MCJEPA | None, Config]:

@@ -33,7 +33,7 @@ from encoder import (
     pad_to_multiple,
     several_processes,
     sum_over_processes,
-    torchvision_name,  # noqa: F401 (evaluate.py knows encoders through this module)
+    torchvision_name,
 )
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (
@@ -187,7 +187,7 @@ class MCJEPA(nn.Module):
         backbone_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.loss_config, self.encoder_is_frozen = loss_config, False
+        self.config, self.loss_config, self.encoder_is_frozen = config, loss_config, False
         self.encoder = build_encoder(config.encoder, backbone_weights)
         channels, strides = self.encoder.channels, self.encoder.strides
         for name, weights in (("variance", loss_config.variance), ("covariance", loss_config.covariance)):
@@ -463,12 +463,20 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
-    """The model of a checkpoint, a file of `save_weights` (which has no expander), or a name in SHIPPED; in eval mode.
+    """The model of a checkpoint, a file of `save_weights` (which has no expander), a state dict of torchvision (only
+    its encoder is trained), or a name in SHIPPED; in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, parts=())
+    if "model" not in checkpoint:
+        encoder = torchvision_name(checkpoint)
+        if encoder is None:
+            raise ValueError(f"{path}: neither a checkpoint of train.py nor torchvision's weights of an encoder")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
+            return MCJEPA(ModelConfig(encoder, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
     try:
         settings, weights = checkpoint["config"], checkpoint["model"]
         model_config, loss_config = (
