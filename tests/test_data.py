@@ -279,14 +279,7 @@ def difference(ours, theirs):
     return (ours.int() - theirs.int()).abs().float()
 
 
-@given(height=st.integers(8, 300), width=st.integers(8, 300), size=st.sampled_from((32, 64, 225)))
-def test_two_views_differ_and_are_bytes_of_the_size_whatever_the_image(height, width, size):
-    views = TwoViews(size)(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
-    assert all(view.shape == (3, size, size) and view.dtype == torch.uint8 for view in views)
-    assert not torch.equal(*views)
-
-
-def test_two_views_keep_the_probabilities_and_parameters_of_the_official_code():
+def test_two_views_keep_the_probabilities_and_parameters_of_the_official_code_and_small_ones_are_not_blurred():
     views = TwoViews(224)
     for view, blur, solarize in ((views.view_1, 1.0, 0.0), (views.view_2, 0.1, 0.2)):
         crop, flip, jitter, grey, blurring, solarizing = view.transforms
@@ -297,13 +290,8 @@ def test_two_views_keep_the_probabilities_and_parameters_of_the_official_code():
         assert (colour.brightness, colour.contrast) == ((0.6, 1.4), (0.6, 1.4))
         assert (colour.saturation, colour.hue) == ((0.8, 1.2), (-0.1, 0.1))
         assert (list(gaussian.kernel_size), list(gaussian.sigma), solarizing.threshold) == ([23, 23], [0.1, 2.0], 128)
-
-
-@pytest.mark.parametrize("size, smallest", [(95, 0.25), (96, 0.5)])
-def test_small_views_are_not_blurred_and_show_at_least_that_share_of_the_image(size, smallest):
-    views = TwoViews(size, smallest)
-    for view in (views.view_1, views.view_2):
-        crop, *_, blur, _ = view.transforms
+    for size, smallest in ((95, 0.25), (96, 0.5)):
+        crop, *_, blur, _ = TwoViews(size, smallest).view_1.transforms
         assert crop.scale == (smallest, 1.0)
         assert isinstance(blur.transforms[0], torch.nn.Identity) == (size < 96)
 
@@ -342,11 +330,6 @@ def test_changes_of_colour_are_those_of_torchvision_in_the_order_drawn_and_the_s
     assert torch.equal(changed, torch.stack([change(ColorJitter, image) for image in pair]))
     # Each of the four changes is about half a level brighter than torchvision's.
     assert difference(changed, change(v2.ColorJitter, pair)).mean() < 4
-    image = pair[0]
-    for number in drawn[0]["fn_idx"]:
-        name = ("brightness", "contrast", "saturation", "hue")[number]
-        image = ColorJitter(**{name: 2 * (drawn[0][f"{name}_factor"],)})(image)
-    assert torch.equal(image, changed[0])
     assert torch.equal(ColorJitter(0, 0, 0, 0)(pair), pair)
 
 
@@ -384,15 +367,6 @@ def test_enlarge_takes_the_largest_window_of_the_crops_shape_from_a_small_frame(
         step = (line[-4] - line[3]).abs() / (len(line) - 7)  # away from the rims
         assert step == pytest.approx(length / augment.crop[axis - 1], abs=0.06)
         assert length - 2 <= line.max() - line.min() <= length - 1
-
-
-@given(size=st.tuples(st.integers(2, 90), st.integers(2, 90)), seed=seeds)
-def test_both_images_of_a_pair_are_augmented_alike_to_the_crop_with_enlarge_from_any_size(size, seed):
-    torch.manual_seed(seed)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    augment = FlowAugmentation((32, 64), enlarge=size[0] < 32 or size[1] < 64)
-    image_1, image_2 = augment(image, image)
-    assert torch.equal(image_1, image_2) and image_1.shape == (3, 32, 64) and image_1.dtype == torch.uint8
 
 
 # -------------------------------------------------------------------------------------------------------------- loader
@@ -468,13 +442,3 @@ def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers(workers, tm
         assert torch.equal(batch, torch.stack([images[{2: 4, 3: 4}.get(index, index)] for index in indices]))
         expected = {2: ["002.png", "003.png"], 3: ["003.png"]}
         assert [line.split(":")[0][-7:] for line in faults] == [name for i in indices for name in expected.get(i, [])]
-
-
-def test_more_bad_files_than_allowed_and_bad_ones_alone_are_an_error(tmp_path):
-    write_frames(tmp_path, 6)
-    images = ImageFiles(tmp_path)
-    for count, allowed, words in ((2, 1, "2 of 6 files cannot be used, and --bad-files allows 1"), (6, 6, "6 of 6")):
-        for path in images.paths[:count]:
-            path.write_bytes(b"")
-        with pytest.raises(ValueError, match=words):
-            list(islice(data.make_loader(images, None, 3, allowed_bad_files=allowed), 4))

@@ -2,8 +2,8 @@
 
 import functools
 import math
+from itertools import product
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ EXPECTED = {  # channels and strides, coarsest first (DESIGN.md)
     "resnet10_half": ((256, 128, 64, 32, 16), (32, 16, 8, 4, 2)),
 }
 names = pytest.mark.parametrize("name", EXPECTED)
-backbones = pytest.mark.parametrize("name", ["convnext_tiny", "resnet50"])
 
 
 def new_encoder(name):
@@ -60,24 +59,6 @@ def test_a_pyramid_is_coarsest_first_with_the_channels_and_strides_of_the_encode
     assert all(torch.isfinite(level).all() for level in levels)
 
 
-def test_convnext_repeats_the_last_row_and_column_of_an_odd_size():
-    encoder, x = encoder_of("convnext_tiny"), images(1, 65, 97)
-    with torch.no_grad():
-        for level, padded in zip(encoder(x), encoder(F.pad(x, (0, 1, 0, 1), mode="replicate")), strict=True):
-            torch.testing.assert_close(level, padded)
-
-
-@names
-def test_the_features_of_an_image_do_not_depend_on_the_rest_of_the_batch_nor_on_its_order(name):
-    encoder, batch = encoder_of(name), images(3, 64, 70)
-    with torch.no_grad():
-        levels = encoder(batch)
-        for order in ([2, 0, 1], [1]):
-            for level, other in zip(levels, encoder(batch[order]), strict=True):
-                torch.testing.assert_close(other, level[order], rtol=1e-3, atol=1e-3)
-                assert (level[0] - level[1]).abs().max() > 1e-4
-
-
 @names
 def test_gradients_reach_every_parameter_and_the_image(name):
     encoder, x = new_encoder(name), images(2, 65, 70).requires_grad_()
@@ -96,20 +77,6 @@ def test_equal_frames_have_equal_features_in_training(name):
     with torch.no_grad():
         for level in encoder(torch.cat([frame, frame])):
             torch.testing.assert_close(level[0], level[1], rtol=1e-4, atol=1e-4)
-
-
-@names
-def test_a_change_in_the_lower_right_corner_of_the_image_is_strongest_in_that_corner_of_the_finer_levels(name):
-    encoder, x = encoder_of(name), images(1, 128, 192)
-    changed = x.clone()
-    changed[..., -16:, -16:] += 1
-    with torch.no_grad():
-        pairs = list(zip(encoder(x), encoder(changed), strict=True))
-    for (level, other), stride in zip(pairs, encoder.strides, strict=True):
-        if stride <= 16:
-            difference = (level - other).abs().sum(dim=1)[0]
-            row, column = divmod(int(difference.argmax()), difference.shape[1])
-            assert row * stride >= 96 and column * stride >= 160
 
 
 def test_a_small_resnet_is_a_stem_and_torchvisions_basic_blocks_in_stages_of_stride_2():
@@ -136,13 +103,6 @@ def test_the_error_about_an_unknown_encoder_names_those_that_exist():
         build_encoder("vgg")
 
 
-def test_an_error_about_a_wrong_shape_names_the_argument():
-    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'images'"):
-        encoder_of("pwc")(torch.zeros(1, 1, 64, 64))
-    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'x'"):
-        Expander(6, (4, 4, 4))(torch.randn(8, 6, 1))
-
-
 def test_a_linear_layer_as_a_convolution_equals_the_linear_layer_with_its_gradients():
     def apply(kind):
         module = kind(5, 7).double()
@@ -167,29 +127,12 @@ def torchvision_state(name):
     return state
 
 
-def is_replaced(name, key):
-    """The parts that the pyramid does not have: the head, and ConvNeXt's 4 x 4 stem."""
-    return key.startswith(("classifier.", "features.0.") if name == "convnext_tiny" else "fc.")
-
-
-@backbones
-def test_every_weight_of_torchvision_except_head_and_stem_is_loaded(name, tmp_path):
-    file = tmp_path / f"{name}.pth"
-    torch.save(torchvision_state(name), file)
-    loaded = build_encoder(name, weights=file).state_dict()
-    body = {key: value for key, value in torchvision_state(name).items() if not is_replaced(name, key)}
-    assert len(body) > 150
-    prefix = "body." if name == "resnet50" else ""
-    for key, value in body.items():
-        assert torch.equal(loaded[prefix + key], value), key
-    assert sum(v.numel() for v in body.values()) > 0.9 * sum(v.numel() for v in loaded.values())
-
-
 def test_torchvisions_weights_are_recognised_and_those_of_another_depth_are_not():
     names = {"resnet50": "resnet50", "convnext_tiny": "convnext_tiny", "resnet18": None, "convnext_small": None}
-    for network, name in names.items():
-        assert torchvision_name(getattr(torchvision.models, network)(weights=None).state_dict()) == name
-    assert torchvision_name({"a": torch.ones(2)}) is None
+    with torch.device("meta"):  # names and shapes are enough
+        for network, name in names.items():
+            assert torchvision_name(getattr(torchvision.models, network)(weights=None).state_dict()) == name
+        assert torchvision_name({"a": torch.ones(2)}) is None
 
 
 def test_resnet50_with_torchvisions_weights_computes_torchvisions_features(tmp_path):
@@ -207,26 +150,30 @@ def test_resnet50_with_torchvisions_weights_computes_torchvisions_features(tmp_p
 
 
 def test_convnexts_stages_with_torchvisions_weights_compute_torchvisions_features(tmp_path):
-    """torchvision's later stages, applied to the output of our first stage, give our levels 2 to 0."""
+    """torchvision's stages, applied to the output of our stem, give our levels 3 to 0."""
     torch.save(torchvision_state("convnext_tiny"), tmp_path / "convnext.pth")
     encoder = build_encoder("convnext_tiny", weights=tmp_path / "convnext.pth").eval()
     network = torchvision.models.convnext_tiny(weights=None).eval()
     network.load_state_dict(torchvision_state("convnext_tiny"))
     with torch.no_grad():
-        levels = encoder(images(1, 128, 192))
-        x = levels[3]
-        for index, (downsample, stage) in zip((2, 1, 0), ((2, 3), (4, 5), (6, 7)), strict=True):
-            x = network.features[stage](network.features[downsample](x))
-            torch.testing.assert_close(levels[index], x, rtol=1e-4, atol=1e-4)
+        x = images(1, 128, 192)
+        levels = encoder(x)
+        for stem in encoder.features[0]:
+            x = stem(x)
+        for number, layer in enumerate(network.features[1:]):
+            x = layer(x)
+            if number % 2 == 0:  # a stage; between two of them lies a convolution of stride 2
+                torch.testing.assert_close(levels[3 - number // 2], x, rtol=1e-4, atol=1e-4)
 
 
-@backbones
 @pytest.mark.parametrize(
-    "content", ["text", "empty", "truncated", "other network", "list", "missing entry", "wrong shape"]
-)
+    ("name", "content"),
+    [*product(["resnet50"], ["text", "empty", "truncated", "list"]),
+     *product(["resnet50", "convnext_tiny"], ["other network", "missing entry", "wrong shape"])],
+)  # fmt: skip
 def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(name, content, tmp_path):
     file, state = tmp_path / "weights.pth", torchvision_state(name)
-    last = [key for key in state if not is_replaced(name, key) and key.endswith("weight")][-1]
+    last = [key for key in state if key.endswith("weight") and not key.startswith(("classifier.", "fc."))][-1]
     objects = {
         "truncated": state,
         "other network": torchvision.models.resnet18(weights=None).state_dict(),
@@ -283,14 +230,3 @@ def test_the_expander_is_linear_batch_norm_and_relu_twice_and_then_linear_with_s
     torch.testing.assert_close(embeddings, expected)
     other = 3 + torch.randn(5, 6, dtype=torch.float64)
     torch.testing.assert_close(expander(torch.cat((x, other)), views=2), torch.cat((expected, expander(other))))
-
-
-def test_the_expander_uses_its_running_statistics_in_evaluation():
-    torch.manual_seed(0)
-    expander = Expander(6, (10, 9, 7))
-    x = 3 + 2 * torch.randn(64, 6)
-    with torch.no_grad():
-        for _ in range(100):
-            trained = expander(x)
-        torch.testing.assert_close(expander.eval()(x), trained, rtol=0.05, atol=0.05)
-        torch.testing.assert_close(expander(x)[:1], expander(x[:1]), rtol=1e-4, atol=1e-4)

@@ -16,14 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import cut_short, raises_one_line, torchrun
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine import faults, processes
 from engine.checkpoint import newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import run_command
-from engine.log import Log, environment, write_picture
+from engine.log import Log, environment
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
@@ -46,23 +45,18 @@ def load(path):
         raise ValueError(f"{path}: damaged") from error
 
 
-def test_a_file_appears_under_its_name_when_it_is_whole(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("half")
-        assert path.read_text() == "old"
-    assert path.read_text() == "half" and [*tmp_path.iterdir()] == [path]
-
-
 @pytest.mark.parametrize("error", [ValueError("a mistake"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-def test_a_file_that_could_not_be_written_leaves_the_old_one(error, tmp_path):
+def test_a_file_takes_the_place_of_the_old_one_when_it_is_whole_and_not_if_it_cannot_be_written(error, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(type(error)), replacing(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -137,18 +131,6 @@ def test_a_run_that_continues_takes_back_the_lines_after_its_checkpoint_and_one_
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_only_the_main_process_writes_and_speaks(tmp_path, capsys):
-    for main in (False, True):
-        with closing(Log(tmp_path / str(main), 0, 2, main)) as log:
-            log.say("a sentence")
-            log.write(1, {"loss": 1.0})
-            log.picture("epoch_001", 1, torch.zeros(3, 4, 6, dtype=torch.uint8))
-            log.advance(2, "loss 1.0")
-    assert not (tmp_path / "False").exists() and (tmp_path / "True/pictures/epoch_001.png").exists()
-    output = capsys.readouterr()
-    assert output.out.count("a sentence") == 1 and "2/2" in output.err and "loss 1.0" in output.err
-
-
 def test_a_full_disk_ends_the_record_in_one_line(monkeypatch, tmp_path):
     with closing(Log(tmp_path, 0, 2)) as log:
         monkeypatch.setattr(RecordWriter, "write", disk_full)
@@ -182,12 +164,6 @@ def test_names_that_are_not_utf_8_are_printed_in_ascii_and_written(monkeypatch, 
     assert lines(folder) == [{"step": 1, "bad_file": name}, {"step": 1, "loss": 1.0}]
 
 
-def test_a_picture_is_written_as_it_is(tmp_path):
-    image = torch.arange(72, dtype=torch.uint8).reshape(3, 4, 6)
-    write_picture(tmp_path / "new/a.png", image)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), image.permute(1, 2, 0).numpy())
-
-
 def test_the_environment_names_what_numbers_depend_on(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     record = environment(torch.device("cpu"))
@@ -215,17 +191,6 @@ def agree():
 
 def test_processes_share_their_reports_and_find_out_that_they_differ():
     torchrun(2, agree)
-
-
-def test_one_process_needs_no_group(capsys, monkeypatch):
-    processes.connect(torch.device("cpu"))
-    assert not dist.is_initialized() and (processes.rank(), processes.world_size()) == (0, 1)
-    assert processes.from_all(["a"]) == ["a"]
-    processes.check_same_everywhere({"seed": 0})
-    processes.print_once("first")
-    monkeypatch.setenv("RANK", "1")
-    processes.print_once("second")
-    assert capsys.readouterr().out == "first\n"
 
 
 def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monkeypatch):
@@ -292,13 +257,10 @@ def test_a_fault_of_the_user_or_the_machine_is_one_line_and_exit_code_1(error, l
     assert stop.value.code == 1 and printed.startswith(line) and printed.count("\n") == 1
 
 
-def test_an_error_of_the_program_keeps_its_traceback():
+def test_errors_of_the_program_keep_their_traceback_ctrl_c_is_one_line_and_other_processes_wait(monkeypatch, capsys):
     for error in (RuntimeError("shapes do not match"), KeyError("a")):
         with pytest.raises(type(error)):
             run_command(Mock(side_effect=error))
-
-
-def test_ctrl_c_is_one_line_and_the_other_processes_wait_before_they_report_the_same(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="stopped; every file that was written is whole"):
         run_command(Mock(side_effect=KeyboardInterrupt))
     waited = []

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,12 +52,6 @@ def typed(monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     return run
-
-
-def in_subprocess(*arguments):
-    command = [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return run.returncode, run.stdout, run.stderr
 
 
 def assert_one_line(result, *words):
@@ -96,7 +90,7 @@ def errors_by_hand(estimate, truth, region):
 
 
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1.0, 5.0, 100.0]))
-def test_both_flow_metrics_are_means_over_the_valid_pixels_of_known_flow(seed, size):
+def test_both_flow_metrics_are_means_over_the_valid_pixels_of_known_flow_of_which_there_must_be_one(seed, size):
     flow, truth = random_flow(seed, size=size), random_flow(seed + 1, size=size)
     truth[0, 0, 0, 0], truth[0, 1, 1, 1], truth[1, :, 2, 2] = float("nan"), 1.67e9, float("inf")
     valid = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed)) < 0.7
@@ -106,6 +100,11 @@ def test_both_flow_metrics_are_means_over_the_valid_pixels_of_known_flow(seed, s
     for mask in (valid, valid[:, None]):
         assert evaluate.end_point_error(flow, truth, mask).item() == pytest.approx(errors.mean(), rel=1e-5)
         assert evaluate.f1_all(flow, truth, mask).item() == pytest.approx(outliers.mean(), abs=1e-6)
+        for metric in (evaluate.end_point_error, evaluate.f1_all):
+            with pytest.raises(ValueError, match="no pixel"):
+                metric(flow, flow + 2e9, mask)
+            with pytest.raises(ValueError, match="no pixel"):
+                metric(flow, flow, mask & False)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +117,6 @@ def test_an_outlier_errs_by_more_than_3_px_and_more_than_5_percent_or_is_not_a_n
     flow = truth.clone()
     flow[:, 1] = error
     assert evaluate.f1_all(flow, truth) == outlier
-
-
-@pytest.mark.parametrize("metric", [evaluate.end_point_error, evaluate.f1_all])
-def test_without_a_pixel_of_known_flow_the_metrics_raise(metric):
-    flow = torch.zeros(1, 2, 3, 3)
-    with pytest.raises(ValueError, match="no pixel"):
-        metric(flow, flow + 2e9)
-    with pytest.raises(ValueError, match="no pixel"):
-        metric(flow, flow, torch.zeros(1, 3, 3, dtype=torch.bool))
 
 
 # --------------------------------------------------------------------------------------------- metrics of segmentation
@@ -154,12 +144,12 @@ def test_the_confusion_counts_pixels_one_by_one_and_void_never(seed):
 
 def test_region_and_contour_equal_the_official_evaluation_of_davis():
     expected = helpers.golden("davis_jaccard_boundary")
-    ours = [
-        (evaluate.region_similarity(a, p), evaluate.contour_accuracy(a, p))
-        for a, p in zip(expected["annotation"], expected["prediction"], strict=True)
-    ]
-    np.testing.assert_allclose(np.array(ours)[:, 0], expected["region_similarity_J"], atol=1e-9)
-    np.testing.assert_allclose(np.array(ours)[:, 1], expected["contour_accuracy_F"], atol=1e-9)
+    pairs = [*zip(expected["annotation"], expected["prediction"], strict=True)]
+    for metric, name in (
+        (evaluate.region_similarity, "region_similarity_J"),
+        (evaluate.contour_accuracy, "contour_accuracy_F"),
+    ):
+        np.testing.assert_allclose([metric(*pair) for pair in pairs], expected[name], atol=1e-9)
     filled = (expected[name].flatten(1).any(dim=1).tolist() for name in ("annotation", "prediction"))
     assert len(set(zip(*filled, strict=True))) == 4  # one of them, or both, may be empty
 
@@ -203,19 +193,11 @@ def test_labels_are_propagated_as_by_the_code_of_dino():
     expected = helpers.golden("label_propagation")
     tensors = (expected[name] for name in ("target_features", "context_features", "context_labels"))
     options = int(expected["radius"]), int(expected["topk"]), float(expected["temperature"])
-    torch.testing.assert_close(
-        evaluate.propagate_labels(*tensors, *options), expected["propagated"], atol=1e-5, rtol=1e-4
-    )
+    propagated = evaluate.propagate_labels(*tensors, *options)
+    torch.testing.assert_close(propagated, expected["propagated"], atol=1e-5, rtol=1e-4)
 
 
-@given(
-    seed=st.integers(0, 10_000),
-    h=st.integers(1, 17),
-    w=st.integers(1, 17),
-    n=st.integers(1, 3),
-    radius=st.integers(0, 9),
-    topk=st.integers(1, 6),
-)
+@given(seeds, st.integers(1, 17), st.integers(1, 17), st.integers(1, 3), st.integers(0, 9), st.integers(1, 6))
 def test_tiles_give_what_all_pairs_of_pixels_give(seed, h, w, n, radius, topk):
     generator = torch.Generator().manual_seed(seed)
     target, context = (torch.randn(*size, generator=generator) for size in ((5, h, w), (n, 5, h, w)))
@@ -238,10 +220,6 @@ def write_checkpoint(path, task="mjepa"):
     return model.eval()
 
 
-def weights_of(model):
-    return torch.cat([parameter.flatten() for parameter in model.encoder.parameters()])
-
-
 def test_a_torchvision_file_gives_torchvisions_features(tmp_path):
     torch.manual_seed(1)
     network = torchvision.models.resnet50(weights=None).eval()
@@ -262,7 +240,8 @@ def test_random_weights_are_those_of_their_seed_and_what_a_torchvision_file_lack
     for before, name, seed in ((1, "random", 0), (2, "random", 0), (3, "random", 1), (1, "file", 0), (2, "file", 1)):
         torch.manual_seed(before)
         name = "random" if name == "random" else str(tmp_path / "convnext.pth")
-        models.append(weights_of(evaluate.open_model(Config(name, encoder="pwc", seed=seed))[0]))
+        model, _ = evaluate.open_model(Config(name, encoder="pwc", seed=seed))
+        models.append(torch.cat([parameter.flatten() for parameter in model.encoder.parameters()]))
     assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
     assert torch.equal(models[3], models[4])
 
@@ -277,18 +256,6 @@ def test_the_colour_baseline_is_the_mean_colour_of_each_cell_less_imagenets():
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
-
-
-def test_colours_depend_on_the_given_scale_and_not_on_the_other_pixels():
-    flow = random_flow(0, b=1)[0]
-    beside = flow.clone()
-    beside[:, :, 5:] *= 100
-    assert torch.equal(evaluate.flow_colours(flow[:, :, :3], 20.0), evaluate.flow_colours(beside, 20.0)[:, :, :3])
-    assert (evaluate.flow_colours(torch.zeros(2, 4, 4), 5.0) == 255).all()
-    slow = torch.ones(2, 4, 4)
-    assert evaluate.flow_colours(slow, 100.0).min() > 240 and evaluate.flow_colours(slow, 1.0).min() < 50
-    slow[:, 1, 1], slow[0, 2, 2] = 2e9, float("nan")
-    assert (evaluate.flow_colours(slow, 1.0) == 0).all(dim=0).nonzero().tolist() == [[1, 1], [2, 2]]  # unknown
 
 
 def panel(figure, row, column, h=60, w=80):
@@ -316,12 +283,10 @@ def test_the_colour_key_is_the_last_panel_and_shows_each_direction_in_the_colour
     image, flow = torch.rand(3, 60, 80), random_flow(0, b=1, h=60, w=80)[0]
     key = panel(evaluate.flow_figure(image, image, flow), 1, 2)
     assert torch.equal(key, panel(evaluate.flow_figure(image, image, flow, 2 * flow), 1, 3))
-    for angle in range(0, 360, 20):
-        x = round(39.5 + 25 * math.cos(math.radians(angle)))
-        y = round(29.5 + 25 * math.sin(math.radians(angle)))
+    for x, y in ((64, 30), (40, 54), (20, 14), (55, 10)):
         # The last column, of length 1, is the largest, to which flow_to_image holds the other.
         field = torch.tensor([[[(x - 39.5) / 30, 1.0]], [[(y - 29.5) / 30, 0.0]]])
-        assert (key[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1, angle
+        assert (key[:, y, x].int() - flow_to_image(field)[:, 0, 0].int()).abs().max() <= 1
     assert key[:, 28:32, 38:42].min() > 230  # no flow
     assert key[:, 0, 0].min() == 255 and key[:, 30, 5].min() == 255  # beyond the rim
 
@@ -601,9 +566,7 @@ def pwc():
 
 def test_the_head_is_batch_norm_and_one_convolution_over_the_levels_side_by_side(pwc):
     segmenter = evaluate.Segmenter(pwc, 7).eval()
-    assert torch.equal(
-        segmenter.classifiers[0].weight, evaluate.Segmenter(pwc, 7).classifiers[0].weight
-    )  # at the start
+    assert torch.equal(segmenter.classifiers[0].weight, evaluate.Segmenter(pwc, 7).classifiers[0].weight)
     for norm in segmenter.norms:  # as after some training
         for values in (norm.weight, norm.bias, norm.running_mean):
             nn.init.normal_(values)
@@ -632,9 +595,8 @@ def test_the_head_is_batch_norm_and_one_convolution_over_the_levels_side_by_side
 def test_frozen_features_stay_as_they_are_and_fine_tuned_ones_learn():
     images, labels = torch.rand(4, 3, 64, 64), torch.randint(0, 3, (4, 64, 64))
     for finetune in (False, True):
-        segmenter = evaluate.Segmenter(
-            evaluate.open_model(Config("random", encoder="resnet50"))[0], 3, finetune
-        ).train()
+        model, _ = evaluate.open_model(Config("random", encoder="resnet10"))
+        segmenter = evaluate.Segmenter(model, 3, finetune).train()
         before = {name: value.clone() for name, value in segmenter.model.encoder.state_dict().items()}
         optimizer = torch.optim.SGD(segmenter.parameters(), lr=0.1)
         F.cross_entropy(segmenter(images), labels).backward()
@@ -701,11 +663,10 @@ def test_a_linear_head_learns_classes_that_are_colours_and_the_numbers_are_those
     assert np.abs(truth - np.where(labels == 11, image, (image + own) / 2)).max() <= 1
 
 
-@pytest.mark.parametrize("finetune", [False, True])
-def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch, finetune):
-    monkeypatch.setitem(evaluate.RECIPES, "camvid", CAMVID._replace(steps=102))
+def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvid, monkeypatch):
+    monkeypatch.setitem(evaluate.RECIPES, "camvid", CAMVID._replace(steps=102, crop=16, size=16))
     monkeypatch.setattr(evaluate, "predict_labels", lambda _, image, recipe: torch.zeros(image.shape[1:]).long())
-    whole = replace(camvid, finetune=finetune)
+    whole = replace(camvid, encoder="resnet10_half", finetune=True)
     run_segmentation(whole)
     parts = replace(whole, output_dir=camvid.output_dir / "parts")
     with pytest.MonkeyPatch.context() as patch:
@@ -718,14 +679,15 @@ def test_the_same_command_continues_and_gives_the_same_weights_bit_for_bit(camvi
     one, other = (trained(config.output_dir)["model"] for config in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert one["norms.0.num_batches_tracked"] == 102  # in train mode
-    kinds = {"norms", "classifiers"} | ({"encoder"} if finetune else set())  # what does not learn is not stored
-    assert {name.split(".")[0] for name in one} == kinds
+    assert {name.split(".")[0] for name in one} == {"norms", "classifiers", "encoder"}
     steps = [json.loads(line)["step"] for line in (parts.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 102
 
 
 def test_a_finished_run_is_only_measured_again_and_a_damaged_checkpoint_falls_back_to_the_one_before(camvid, capsys):
     first = run_segmentation(camvid)
+    stored = {name.split(".")[0] for name in trained(camvid.output_dir)["model"]}
+    assert stored == {"norms", "classifiers"}  # not the encoder, which does not learn
     before = (camvid.output_dir / "checkpoint.pt").read_bytes()
     (camvid.data_root.parent / "elsewhere").mkdir()
     moved = camvid.data_root.rename(camvid.data_root.parent / "elsewhere" / "CamVid")
@@ -813,9 +775,8 @@ def test_images_are_measured_with_the_recipes_shorter_side_and_windows(camvid, m
 
 @pytest.mark.parametrize("rate, words", [(math.inf, "the scores are not finite"), (math.nan, "step")])
 def test_numbers_that_are_not_finite_are_reported_and_never_measured(camvid, monkeypatch, rate, words):
-    monkeypatch.setitem(
-        evaluate.RECIPES, "camvid", CAMVID._replace(steps=1 if rate == math.inf else 3, learning_rate=rate)
-    )
+    recipe = CAMVID._replace(steps=1 if rate == math.inf else 3, learning_rate=rate)
+    monkeypatch.setitem(evaluate.RECIPES, "camvid", recipe)
     with helpers.raises_one_line(ValueError, words, "not finite"):
         run_segmentation(camvid)
     assert not (camvid.output_dir / "segmentation.json").exists()
@@ -834,12 +795,12 @@ def test_an_image_or_labels_that_cannot_be_read_are_a_note_and_the_others_count(
     assert np.sum(report["confusion"]) == np.sum(whole["confusion"]) * 4 // 6
 
 
-def test_labels_of_another_size_than_their_image_as_a_user_meets_them(tmp_path):
+def test_labels_of_another_size_than_their_image_are_one_line_from_a_loader_too(tmp_path, typed):
     helpers.write_label_set(tmp_path / "CamVid", "camvid")
     for path in (tmp_path / "CamVid/trainannot").iterdir():
         helpers.write_ids(path, helpers.random_ids(0, [0], 12, 15))
     options = ("--data-root", tmp_path, "--encoder", "pwc", "--steps", 1, "--workers", 1)
-    code, _, err = in_subprocess("segmentation", "--model", "random", *options, "--output-dir", tmp_path / "out")
+    code, _, err = typed("segmentation", "--model", "random", *options, "--output-dir", tmp_path / "out")
     assert code == 1 and "Traceback" not in err
     assert re.match(rf"error: {tmp_path}/CamVid/train.*15x12", err.splitlines()[-1])
 
@@ -928,12 +889,6 @@ def test_features_see_smoothed_frames_of_whole_cells_and_a_cell_has_the_label_of
         torch.testing.assert_close(image, expected)
 
 
-def test_an_object_that_fills_every_frame_keeps_it():
-    everywhere = torch.ones(64, 96, dtype=torch.uint8)
-    full = helpers.moving_video([8, 8])._replace(objects=[1], masks=lambda t: everywhere)
-    assert all(torch.equal(m, everywhere) for m in follow_objects(full, COLOUR, VideoConfig("x")))
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
     features = lambda image: [F.avg_pool2d(image, 8)[0] * bad]  # noqa: E731
@@ -942,7 +897,8 @@ def test_features_that_are_not_finite_are_reported_and_never_measured(bad):
 
 
 def measured_by_hand(home, export, name, void=True):
-    """J and F of each object in each frame but the first and the last, from the files alone."""
+    """J and F of each object in each frame but the first and the last, from the files alone; without exported masks, of
+    a copy of the first mask."""
     count = len(list((home / f"JPEGImages/480p/{name}").iterdir()))
     first = np.array(Image.open(home / f"Annotations/480p/{name}/00000.png"))
     numbers = {n: {"J": [], "F": []} for n in np.unique(first).tolist() if n not in (0, 255)}
@@ -950,7 +906,8 @@ def measured_by_hand(home, export, name, void=True):
         path = home / f"Annotations/480p/{name}/{index:05d}.png"
         if not path.is_file():
             continue
-        truth, guess = (np.array(Image.open(p)) for p in (path, export / name / path.name))
+        truth = np.array(Image.open(path))
+        guess = np.array(Image.open(export / name / path.name)) if export else first
         for number, values in numbers.items():
             a, b = (truth == number) & ((truth != 255) | (not void)), (guess == number) & ((truth != 255) | (not void))
             values["J"].append((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
@@ -963,14 +920,15 @@ SMALL = {"stride": (4,), "size": 48, "propagation": (7, 4, 5, 0.1)}
 
 @pytest.fixture(scope="module")
 def davis(tmp_path_factory):
-    """Three sequences, measured by colour: their folder, the exported masks, video.json, and the screen."""
+    """Four sequences, measured by colour: their folder, the exported masks, video.json, and the screen."""
     root = tmp_path_factory.mktemp("video")
-    helpers.write_three_sequences(root / "data" / "DAVIS")
+    helpers.write_four_sequences(root / "data" / "DAVIS")
     options = ("--stride", 4, "--size", 48, "--propagation", 7, 4, 5, 0.1)
-    options += ("--export", root / "masks", "--output-dir", root / "out")
-    code, screen, err = in_subprocess("video", "--model", "colour", "--data-root", root / "data", *options)
-    assert code == 0 and err == ""
-    return root / "data" / "DAVIS", root / "masks", json.loads((root / "out/video.json").read_text()), screen
+    options += ("--data-root", root / "data", "--export", root / "masks", "--output-dir", root / "out")
+    command = [sys.executable, ROOT / "evaluate.py", "video", "--model", "colour", *options]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    return root / "data" / "DAVIS", root / "masks", json.loads((root / "out/video.json").read_text()), done.stdout
 
 
 def test_every_frame_gets_a_palette_png_in_daviss_colours_with_the_numbers_of_the_first_mask(davis):
@@ -1011,32 +969,20 @@ def test_j_and_f_are_those_of_the_exported_masks_without_the_first_and_the_last_
     assert table["cars"]["J_mean"] == pytest.approx(100 * values[0]["mean"], abs=0.0051)
 
 
-def test_void_pixels_and_strangers_to_the_first_mask_never_count_and_frames_without_a_mask_are_noted(davis):
+def test_void_pixels_and_strangers_to_the_first_mask_never_count_and_missing_or_damaged_masks_are_noted(davis):
     home, export, report, screen = davis
     without, with_void = (measured_by_hand(home, export, "cars", void=void)[1]["J"] for void in (True, False))
     assert report["sequences"]["cars"]["objects"]["1"]["J"]["frames"] == pytest.approx(without)
     assert all(abs(a - b) > 0.01 for a, b in zip(without, with_void, strict=True))
-    assert report["notes"] == ["bikes: frames without a mask: 1"] and "note: bikes: frames without" in screen
-
-
-def test_a_video_with_a_broken_file_is_a_note_and_the_others_count(tmp_path, davis):
-    helpers.write_three_sequences(tmp_path)
-    helpers.cut_short(tmp_path / "Annotations/480p/bikes/00003.png")
-    report = run_video(VideoConfig("colour", tmp_path / "out", data_root=tmp_path, **SMALL))
-    assert list(report["sequences"]) == ["cars", "apples"] and "bikes/00003.png" in report["notes"][0]
-    for name, sequence in report["sequences"].items():
-        whole = davis[2]["sequences"][name]["objects"]
-        assert {str(number): each for number, each in sequence["objects"].items()} == whole
+    missing, damaged = report["notes"]
+    assert missing == "bikes: frames without a mask: 1" and f"note: {missing}" in screen
+    assert damaged.startswith(f"left out: {home / 'Annotations/480p/dogs/00003.png'}: ")
 
 
 def test_a_copy_of_the_first_mask_stands_beside(davis):
     home, _, report, screen = davis
-    values = []
-    for name in report["sequences"]:
-        masks = [np.array(Image.open(path)) for path in sorted((home / "Annotations/480p" / name).iterdir())]
-        for number in np.setdiff1d(masks[0], (0, 255)):
-            pairs = [(mask == number, (masks[0] == number) & (mask != 255)) for mask in masks[1:-1]]
-            values.append(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
+    objects = [each for name in report["sequences"] for each in measured_by_hand(home, None, name).values()]
+    values = [np.mean(each["J"]) for each in objects]
     assert report["baselines"]["first mask copied"]["J_mean"] == pytest.approx(np.mean(values))
     row = table_rows(screen, "[%]")[0]["first mask copied"]
     assert row["J_mean"] == pytest.approx(100 * np.mean(values), abs=0.0051)
@@ -1048,16 +994,10 @@ def test_an_absent_object_counts_1_where_it_is_not_predicted_and_0_where_it_is(t
     helpers.write_painted(tmp_path, "guest", runs, noise=0)
     shown = 5 * [helpers.boxes(stays | guest)]
     helpers.write_painted(tmp_path, "phantom", shown, [shown[0], *4 * [helpers.boxes(stays)]], noise=0)
-    config = VideoConfig(
-        "colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", stride=(4,), size=48
-    )
-    report = run_video(config)
-    objects = report["sequences"]["guest"]["objects"]
-    assert objects[2]["J"]["frames"][1:3] == objects[2]["F"]["frames"][1:3] == [1.0, 1.0]
-    for index in (2, 3):
-        assert 2 not in np.array(Image.open(tmp_path / f"masks/guest/{index:05d}.png"))
-    assert min(objects[2]["J"]["frames"]) > 0.9 and min(objects[1]["J"]["frames"]) > 0.9  # found when it returns
-    phantom = report["sequences"]["phantom"]["objects"][2]
+    report = run_video(VideoConfig("colour", tmp_path / "out", data_root=tmp_path, stride=(4,), size=48))
+    guest, phantom = (report["sequences"][name]["objects"][2] for name in ("guest", "phantom"))
+    assert guest["J"]["frames"][1:3] == guest["F"]["frames"][1:3] == [1.0, 1.0]
+    assert min(guest["J"]["frames"]) > 0.9  # found when it returns
     assert phantom["J"]["frames"] == phantom["F"]["frames"] == [0.0, 0.0, 0.0]
 
 
@@ -1066,19 +1006,18 @@ def test_davis_2016_takes_all_objects_as_one_and_the_sequences_of_its_list(tmp_p
     for name in ("bear", "camel"):
         helpers.write_painted(tmp_path, name, runs, noise=20)
     helpers.write_davis_lists(tmp_path, "2016", False, val=["camel"])
-    helpers.write_davis_lists(tmp_path, "2017", False, val=["bear"], train=["camel"])
+    helpers.write_davis_lists(tmp_path, "2017", False, train=["camel"])
     config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, benchmark="davis2017", **SMALL)
     merged = run_video(replace(config, benchmark="davis2016", export=tmp_path / "masks"))
     assert list(merged["sequences"]) == ["camel"] and list(merged["sequences"]["camel"]["objects"]) == [1]
     first = np.array(Image.open(tmp_path / "masks/camel/00000.png"))
     np.testing.assert_array_equal(first, runs[0] > 0)
-    apart = run_video(replace(config, stride=(16,), size=None))
+    apart = run_video(replace(config, split="train", stride=(16,), size=None))
     assert apart["settings"]["size"] == 480  # unless it is given
-    assert list(apart["sequences"]) == ["bear"] and list(apart["sequences"]["bear"]["objects"]) == [1, 2]
-    assert list(run_video(replace(config, split="train"))["sequences"]) == ["camel"]
+    assert list(apart["sequences"]) == ["camel"] and list(apart["sequences"]["camel"]["objects"]) == [1, 2]
 
 
-def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_path):
+def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured_and_a_void_frame_does_not_count(tmp_path):
     runs = 4 * [helpers.boxes({2: (8, 8, 16, 16)})]
     helpers.write_painted(tmp_path, "held-out", runs, [runs[0], None, None, None], noise=5)
     config = VideoConfig("colour", tmp_path / "out", data_root=tmp_path, export=tmp_path / "masks", **SMALL)
@@ -1086,9 +1025,6 @@ def test_a_sequence_with_its_first_mask_alone_is_exported_and_not_measured(tmp_p
     assert report["mean"] == {} and report["sequences"]["held-out"]["objects"] == {}
     assert "held-out: frames without a mask: 2" in report["notes"]
     assert len(list((tmp_path / "masks/held-out").iterdir())) == 4
-
-
-def test_a_frame_that_is_void_everywhere_does_not_count():
     video = helpers.moving_video([0] * 4)
     void = video._replace(masks=lambda t: torch.full((64, 96), VOID, dtype=torch.uint8) if t == 2 else video.masks(t))
     _, entry = evaluate.measure_video(void, COLOUR, None, VideoConfig("colour"))
@@ -1116,19 +1052,6 @@ def test_the_masks_are_warped_by_each_flow_from_a_frame_to_the_one_before(monkey
             assert torch.equal(masks[name][t], video.masks(0))
         assert torch.equal(masks["warp by the true flow"][t], video.masks(t))
         assert torch.equal(masks["warp by our flow"][t], video.masks(0).roll(4 * t, dims=1))
-
-
-def test_unseen_shapes_are_followed_and_measured_as_their_masks_say(tmp_path, few_shapes):
-    report = run_video(VideoConfig("colour", tmp_path / "out", export=tmp_path / "masks"))
-    options = {"motion": (0.02, 0.35), "colouring": "alike"}
-    shapes, values = MovingShapes(3, (64, 64), 5, evaluate.UNSEEN_SEED, 4, 6, **options), []
-    for name, sequence in report["sequences"].items():
-        masks = shapes[int(name.removeprefix("shapes_"))]["instances"].numpy()
-        assert list(sequence["objects"]) == sorted(set(np.unique(masks[0]).tolist()) - {0})
-        for number, t in product(sequence["objects"], (1, 2, 3)):  # neither the first frame nor the last
-            truth, ours = masks[t] == number, np.array(Image.open(tmp_path / f"masks/{name}/{t:05d}.png")) == number
-            values.append((ours & truth).sum() / (ours | truth).sum() if (ours | truth).any() else 1.0)
-    assert len(report["sequences"]) == 3 and report["mean"]["J_mean"] == pytest.approx(np.mean(values))
 
 
 # --------------------------------------------------------------------------------------------------------- evaluate knn
@@ -1173,10 +1096,8 @@ def test_levels_are_averaged_over_masks_and_standardised_by_the_known_images():
         torch.testing.assert_close(torch.stack(levels[name]).double(), torch.from_numpy(expected), atol=1e-3, rtol=1e-3)
     assert model.training and model.encoder.num_batches_tracked == 0  # a copy was measured
     known, _ = evaluate.compared_levels(None, [*images], [*masks])["colour"]
-    colour = np.array(
-        [[f(v[:, m], axis=1) for f in (np.mean, np.std)] for v, m in zip(values[0], masks[0].numpy(), strict=True)]
-    )
-    colour = colour.reshape(70, 6)
+    shown = [image[:, mask] for image, mask in zip(values[0], masks[0].numpy(), strict=True)]
+    colour = np.array([[f(pixels, axis=1) for f in (np.mean, np.std)] for pixels in shown]).reshape(70, 6)
     colour = (colour - colour.mean(axis=0)) / colour.std(axis=0, ddof=1)
     torch.testing.assert_close(known.double(), torch.from_numpy(colour), atol=1e-3, rtol=1e-3)
 
@@ -1188,21 +1109,15 @@ def test_neighbours_and_ridge_are_those_of_plain_loops(seed, n, k):
     labels = torch.randint(0, 3, (n,), generator=generator)
     a, b = known.double().numpy(), queries.double().numpy()
     one_hot = np.eye(int(labels.max()) + 1)[labels.numpy()]
-    weights = np.zeros((4, one_hot.shape[1]))
-    for _ in range(20_000):  # gradient descent, in the place of the closed form
-        step = a.T @ (a @ weights - (one_hot - one_hot.mean(axis=0))) + 100 * weights
-        weights -= 0.002 * step
-        if abs(step).max() < 1e-9:
-            break
+    wanted = np.vstack((one_hot - one_hot.mean(axis=0), np.zeros((4, one_hot.shape[1]))))
+    weights, *_ = np.linalg.lstsq(np.vstack((a, 10 * np.eye(4))), wanted, rcond=None)  # a penalty of 100
     scores = b @ weights + one_hot.mean(axis=0)
     ours = evaluate.ridge(known, labels, queries).numpy()
     np.testing.assert_allclose(scores[range(5), ours], scores.max(axis=1), atol=1e-6)
     for query, guess in zip(b, evaluate.nearest_neighbours(known, labels, queries, k).tolist(), strict=True):
-        cosines = [
-            (x @ query / np.linalg.norm(x) / np.linalg.norm(query), c) for x, c in zip(a, labels.tolist(), strict=True)
-        ]
+        cosines = a @ query / np.linalg.norm(a, axis=1) / np.linalg.norm(query)
         votes = np.zeros(3)
-        for cosine, label in sorted(cosines, reverse=True)[:k]:
+        for cosine, label in sorted(zip(cosines, labels.tolist(), strict=True), reverse=True)[:k]:
             votes[label] += np.exp(cosine / 0.1)
         assert votes[guess] == pytest.approx(votes.max(), rel=1e-4)
 
@@ -1355,9 +1270,7 @@ def test_table_1_has_each_number_beside_the_papers_and_notes_what_is_missing(tmp
     paper = np.array([[*row.values()][:-1] for row in table.values()])
     assert paper.shape == (13, 13) and table["KITTI 2015 EPE"]["VICReg"] == 13.5
     rows = [41.67, 28.51, 47.54, 34.73, 92.98, 62.14, 452.1, 392.8, 311.5, 385.1, 144.2, 212.7, 434]
-    columns = [73.11, 81.24, 39.74, 35.63, 30.85, 120.1, 131.24, 415.3, 442.5, 339.9, 443.3, 19.21, 467.85]
-    for axis, sums in ((1, rows), (0, columns)):  # of the published table
-        np.testing.assert_allclose(np.nansum(paper, axis=axis), sums)
+    np.testing.assert_allclose(np.nansum(paper, axis=1), rows)  # of the published table
     for note in ("KITTI 2015: no kitti here", "Cityscapes: no cityscapes here", "Sintel: 2 of 5 pairs left out",
                  "VOC: 1464 training images", "DAVIS 2017: no list"):  # fmt: skip
         assert screen.count(f"note: {note}\n") == 1, note
@@ -1414,13 +1327,9 @@ MISTAKES = {
     "flow --benchmark sintel": "--benchmark needs --data-root",
     "flow --split testing --data-root {root}/pairs": "--split testing, whose truth is secret",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
-    "flow --images {root}/a.png {root}/no.png": "no.png",
-    "flow --video {root}/empty": "empty: no frames found",
-    "flow --video {root}/no.mp4": "no.mp4: no such folder or file",
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",
     "flow --output-dir {root}/text.png": "text.png",
     "segmentation --data-root {root}": "choose one with --benchmark",
-    "segmentation --benchmark voc": "--benchmark needs --data-root",
     "segmentation --model {root}/other.pt": "other.pt: neither a checkpoint of train.py nor torchvision's weights",
     "video --benchmark davis2017": "--benchmark needs --data-root",
     "video --propagation 7 12 0 0.1": "--propagation",
@@ -1445,7 +1354,6 @@ def test_a_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, typed, f
     (root / "text.png").write_text("hello")
     torch.save({"a": torch.zeros(1)}, root / "other.pt")
     torch.save({"model": {}, "config": {"model": "random"}, "step": 1}, root / "head.pt")  # of segmentation
-    (root / "empty").mkdir()
     name, *flags = command.format(root=root).split()
     defaults = {"--model": "zero" if name == "flow" else "random", "--output-dir": tmp_path / "out"}
     defaults = [x for flag, value in defaults.items() if flag not in flags for x in (flag, value)]

@@ -1,8 +1,9 @@
 """experiments/: the tables of the report, and the part that others run without the rest of it."""
 
 import json
+import sys
 from pathlib import Path
-from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from rows import FIGURES, ROWS, TABLES, schedule
 
 import evaluate
 import train
+from engine.faults import run_command
 from experiments import run
 from mcjepa import MCJEPA, ModelConfig
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
+TINY += " --model.encoder resnet10_half --model.estimator-factor 0.125"
 
 
 def shrink_shapes(monkeypatch):
@@ -24,9 +27,20 @@ def shrink_shapes(monkeypatch):
         monkeypatch.setattr(evaluate, name, value)
 
 
+def train_in_this_process(command, cwd):
+    """Stands for subprocess.run, without the import of torch."""
+    assert command[:2] == [sys.executable, "train.py"] and (cwd / "train.py").exists()
+    code = 0
+    try:
+        run_command(lambda: train.train(train.parse(list(map(str, command[2:])))))
+    except SystemExit as stop:
+        code = stop.code
+    return SimpleNamespace(returncode=code)
+
+
 def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_no_multiple_of_its_strides(tmp_path):
     torch.manual_seed(0)
-    model = MCJEPA(ModelConfig(encoder="pwc", estimator_factor=0.5), task="mjepa").eval()
+    model = MCJEPA(ModelConfig(encoder="resnet10_half", estimator_factor=0.125), task="mjepa").eval()
     assert export(model, tmp_path, (40, 56))["flow.pt2"] < 1e-4
     images = torch.rand(2, 1, 3, 40, 56).unbind()
     flow = model.estimate_flow(*images)
@@ -53,6 +67,7 @@ def test_every_name_in_a_table_or_figure_is_a_row():
 def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "ROWS", {name: ROWS[name] for name in ("random", "vicreg", "mcjepa")})
     monkeypatch.setattr(run, "TABLES", {"1": ("random", "mcjepa"), "11": ("mcjepa",)})
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
     shrink_shapes(monkeypatch)
     results, words = tmp_path / "results.jsonl", ["--steps", "2", "--seeds", "0", "--workers", "0", *TINY.split()]
     words += ["--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
@@ -81,17 +96,18 @@ def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "TABLES", {"1": ("mcjepa",)})
+    monkeypatch.setattr(run, "TABLES", {"1": ("vicreg",)})
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
     words = ["--table", "1", "--steps", "20", "--seeds", "0", "--workers", "0", *TINY.split()]
     words += ["--results", str(tmp_path / "results.jsonl"), "--output-dir", str(tmp_path / "runs")]
     run.main([*words, "--learning-rate", "1e30"])
     (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert line["diverged"] and not line["measures"]
     (tmp_path / "results.jsonl").unlink()
-    (metrics,) = (tmp_path / "runs").glob("mcjepa_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
+    (metrics,) = (tmp_path / "runs").glob("vicreg_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
     metrics.unlink()
-    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: CompletedProcess([], 1, stdout=""))
-    with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=1)))
+    with pytest.raises(SystemExit, match="error: 1 runs failed, see above: vicreg, seed 0"):
         run.main(words)
     assert not (tmp_path / "results.jsonl").exists()
 

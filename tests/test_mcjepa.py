@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ import PIL.Image
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
-from helpers import close, normal, raises_one_line, uniform
+from helpers import close, normal, raises_one_line, torchrun, uniform
 from torch.nn.parallel import DistributedDataParallel
 
 import encoder
 import mcjepa
+from engine import processes
 from flow import resize_flow, warp
 from losses import covariance_loss, reconstruction_loss, smoothness_loss, variance_covariance_loss, variance_loss
 from mcjepa import MCJEPA, LossConfig, ModelConfig, load_checkpoint, standard_deviations
@@ -59,11 +58,6 @@ def test_either_batch_may_be_absent_but_not_both():
     assert list(small_model()(views=pairs(4)).unweighted) == CONTENT_TERMS
     with pytest.raises(ValueError, match="nothing to learn from"):
         small_model()()
-
-
-def test_levels_that_no_encoder_has_are_refused():
-    with pytest.raises(ValueError, match="feature_strides: no level from stride 64 to 2"):
-        small_model(feature_strides=(64, 2))
 
 
 @pytest.mark.parametrize(
@@ -181,28 +175,21 @@ def test_standard_deviations_are_over_the_positions_and_averaged_over_the_channe
 
 
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny", "resnet50"])
+@pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny", "resnet10_half"])
 def test_every_parameter_gets_a_finite_gradient_from_a_step_of_both_tasks_with_every_encoder(encoder, bfloat16):
     model = small_model(encoder=encoder).float()
-    video, views = (tuple(x.float() for x in batch) for batch in (pairs(1, 64, 96), pairs(4)))
+    video, views = (tuple(x.float() for x in batch) for batch in (pairs(1, 32, 64), pairs(2, 32, 32)))
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         losses = model(video=video, views=views)
     losses.total.backward()
     assert losses.total.dtype == torch.float32 and all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_identical_constant_frames_give_finite_losses_and_gradients():
-    model, grey = small_model(), torch.full((2, 3, 64, 64), 0.5, dtype=torch.float64)
-    losses = model(video=(grey, grey), views=(grey, grey))
-    losses.total.backward()
-    assert losses.total.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
-
-
 def test_channels_last_changes_neither_losses_nor_gradients():
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model = small_model(encoder="convnext_tiny").to(memory_format=layout)
-        losses = model(video=pairs(1), views=pairs(4, 32, 32))
+        losses = model(video=pairs(1), views=pairs(2, 32, 32))
         losses.total.backward()
         results.append([losses.total.detach(), *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
@@ -222,22 +209,21 @@ def model_and_batches(flow, encoder):
     return model, batches
 
 
-def save_gradients_of_one_process(rank, world, file, flow, encoder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    model, batches = model_and_batches(flow, encoder)
+def save_gradients_of_this_process(path, flow, encoder):
+    processes.connect(torch.device("cpu"))
+    rank, (model, batches) = processes.rank(), model_and_batches(flow, encoder)
     parallel = DistributedDataParallel(model)  # must outlive the backward pass, whose gradients it averages
-    losses = parallel(**{name: tuple(x.chunk(world)[rank] for x in batch) for name, batch in batches.items()})
+    losses = parallel(**{name: tuple(x.chunk(2)[rank] for x in batch) for name, batch in batches.items()})
     losses.total.backward()
     if rank == 0:
-        torch.save(({name: p.grad for name, p in model.named_parameters()}, losses.monitor), f"{file}.pt")
+        torch.save(({name: p.grad for name, p in model.named_parameters()}, losses.monitor), path)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("flow", "encoder"), [(False, "pwc"), (True, "pwc"), (True, "resnet50")])
+@pytest.mark.parametrize(("flow", "encoder"), [(False, "pwc"), (True, "pwc"), (True, "resnet10_half")])
 def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow, encoder, tmp_path):
-    mp.spawn(save_gradients_of_one_process, args=(2, str(tmp_path / "meeting"), flow, encoder), nprocs=2)
-    gradients, monitor = torch.load(tmp_path / "meeting.pt", weights_only=True)
+    torchrun(2, save_gradients_of_this_process, tmp_path / "gradients.pt", flow, encoder)
+    gradients, monitor = torch.load(tmp_path / "gradients.pt", weights_only=True)
     model, batches = model_and_batches(flow, encoder)
     losses = model(**batches)
     losses.total.backward()
@@ -253,11 +239,12 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(flow,
             torch.testing.assert_close(monitor[name], value, rtol=1e-9, atol=0, msg=name)
 
 
-def compare_compiled_gradients(encoder, weights):
+def compare_compiled_gradients():
     """While the weight of Eq. 6 grows, and where the masks come in, nothing is compiled again."""
-    model, video, views = small_model(encoder=encoder), pairs(1), pairs(4, 32, 32)
+    encoder.PWCPyramid.channels, encoder.PWCPyramid.strides = (32, 24, 16), (8, 4, 2)  # half of the levels, to trace
+    model, video, views = small_model(), pairs(1, 32, 32), pairs(4, 32, 32)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for weight in weights:
+    for weight in (0.5, 1.0):
         gradients, warmups = [], {"masks": torch.full((), weight == 1), "regularisation": torch.full((), weight)}
         for run in (model, compiled):
             model.zero_grad()
@@ -266,14 +253,15 @@ def compare_compiled_gradients(encoder, weights):
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * float(a.abs().max()) + 1e-12)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for name in ("convnext_tiny", "resnet50"):
+        network = encoder.build_encoder(name)
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(views[0].float()), network(views[0].float()))
 
 
-@pytest.mark.parametrize("encoder", ["pwc", "convnext_tiny", "resnet50"])
-def test_the_forward_compiles_into_one_graph_with_the_same_gradients(encoder):
+def test_the_forward_compiles_into_one_graph_with_the_same_gradients_and_so_does_each_encoder():
     # In a process of its own, without the checks of the annotations, which no compiler can follow.
-    weights = [0.25, 0.5, 0.75, 1.0] if encoder == "pwc" else [1.0]
-    program = "import sys; sys.path.append('tests'); from test_mcjepa import *; "
-    program += f"compare_compiled_gradients({encoder!r}, {weights})"
+    program = "import sys; sys.path.append('tests'); from test_mcjepa import *; compare_compiled_gradients()"
     command, root = [sys.executable, "-c", program], Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -327,21 +315,8 @@ def test_wrong_calls_are_reported_in_one_line():
         small_model("vicreg").estimate_flow(*pairs())
     with pytest.raises(ValueError, match="loss.variance: 6 levels"):
         small_model(variance=(1.0, 1.0))
-
-
-@pytest.mark.parametrize("task", ["mcjepa", "vicreg"])
-def test_weights_to_hand_on_hold_encoder_and_estimator_and_load_as_the_checkpoint_does(task, tmp_path):
-    model = small_model(task).float().eval()
-    settings = {"model": ModelConfig("pwc", 0.125, expander=(32, 32, 32)), "loss": LossConfig()}
-    config = {name: asdict(each) for name, each in settings.items()} | {"task": task}
-    mcjepa.save_weights(model, tmp_path / "model.safetensors", config, 7)
-    loaded, image = mcjepa.load_model(tmp_path / "model.safetensors"), uniform(0, 1, 3, 32, 32).float()
-    assert loaded.expander is None and not loaded.training
-    torch.testing.assert_close(loaded.encode(image), model.encode(image), rtol=0, atol=0)
-    assert sorted(loaded.state_dict()) == sorted(k for k in model.state_dict() if not k.startswith("expander."))
-    assert mcjepa.load_parts(small_model().float(), tmp_path / "model.safetensors") == [
-        name for name in ("estimator", "expander") if task == "vicreg" or name == "expander"
-    ]
+    with pytest.raises(ValueError, match="feature_strides: no level from stride 64 to 2"):
+        small_model(feature_strides=(64, 2))
 
 
 def test_a_missing_damaged_or_foreign_checkpoint_gives_one_line(tmp_path):

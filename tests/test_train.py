@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+from encoder import PWCPyramid
 from engine import checkpoint, processes
 from engine.faults import run_command
 from mcjepa import MCJEPA, load_model
@@ -34,7 +35,7 @@ TINY = [
 ]  # fmt: skip
 """Eight steps. Flow starts at step 2, masks at 4; Eq. 6 has its full weight from step 4, the learning rates from 5."""
 torch.set_num_threads(1)  # sums are then the same in this process and in those that it starts
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+train.environment = cache(train.environment)  # the versions of all packages take as long as three steps
 
 
 def config_of(*flags):
@@ -56,13 +57,6 @@ def fails(capsys, *arguments):
     lines = [line for line in lines if not re.search("step/s|s/step", line)]
     assert stop.value.code == 1 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
-
-
-def start(*arguments):
-    """Starts a command as a user types it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def state_of(folder, name="checkpoint.pt"):
@@ -103,8 +97,8 @@ def assert_same_run(folder, other):
 def whole(tmp_path_factory):
     """The eight steps without a stop, by the number of processes."""
     folders = {count: tmp_path_factory.mktemp(f"whole_{count}") for count in (1, 2)}
-    for count, folder in folders.items():
-        torchrun(count, run, folder)
+    run(folders[1])  # first in this process: what it imports and remembers, all that are forked from it have
+    torchrun(2, run, folders[2])
     return folders
 
 
@@ -133,7 +127,7 @@ def kill_at(monkeypatch, moment):
 
 
 HALF = ".partial-checkpoint.pt"
-MOMENTS = (HALF, "best.pt", 4, HALF, "checkpoint.1.pt", "checkpoint.pt", "metrics.jsonl", 7)
+MOMENTS = (HALF, "best.pt", 4, HALF, "checkpoint.1.pt", "checkpoint.pt", "metrics.jsonl")
 
 
 @pytest.mark.parametrize(("count", "moments"), [(1, MOMENTS), (2, (HALF, 4, "checkpoint.pt"))])
@@ -147,33 +141,31 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(count, moments,
     assert not list(tmp_path.rglob(".partial-*"))
 
 
-def test_a_run_that_stops_after_every_step_equals_one_that_does_not(whole, tmp_path):
+def test_a_run_that_stops_again_and_again_equals_one_that_does_not(whole, tmp_path):
     """Across all borders of the plan: the flow start, the warm-ups, the epochs. The number of workers varies."""
-    for steps in range(1, 9):
+    for steps in (1, 2, 3, 4, 5, 8):
         run(tmp_path, "--max-steps", steps, "--workers", 2 * (steps in (3, 8)))
     assert_same_run(tmp_path, whole[1])
 
 
 @pytest.mark.parametrize(
-    ("strategy", "steps", "parts"),
+    ("strategy", "stop", "steps", "parts"),
     [
-        ("combined", "CCBBBB", {"encoder", "estimator", "expander", "flow_balance"}),
-        ("alternate_batches", "CCFCFC", {"encoder", "estimator", "expander"}),
-        ("alternate_epochs", "CCFFCC", {"encoder", "estimator", "expander"}),
-        ("frozen", "CCFFFF", {"estimator"}),
-        ("finetune", "CCFFFF", {"encoder", "estimator"}),
+        ("alternate_batches", 3, "CCFCFC", {"encoder", "estimator", "expander"}),
+        ("alternate_epochs", 3, "CCFFCC", {"encoder", "estimator", "expander"}),
+        ("frozen", 2, "CCFFFF", {"estimator"}),
+        ("finetune", 2, "CCFFFF", {"encoder", "estimator"}),
     ],
 )
-def test_each_strategy_takes_its_steps_in_two_processes_and_continues_exactly(strategy, steps, parts, tmp_path):
+def test_each_strategy_takes_its_steps_in_two_processes_and_continues_exactly(strategy, stop, steps, parts, tmp_path):
     flags = ("--strategy", strategy, "--steps-per-epoch", 2, "--epochs", 3, "--flow-start-epoch", 1)
     torchrun(2, run, tmp_path / "whole", *flags)
-    states = []
-    for stop in (2, 5, 6):
-        torchrun(2, run, tmp_path / "parts", *flags, "--max-steps", stop)
-        states.append(weights(tmp_path / "parts"))
+    torchrun(2, run, tmp_path / "parts", *flags, "--max-steps", stop)
+    before = weights(tmp_path / "parts")
+    torchrun(2, run, tmp_path / "parts", *flags)
     assert learned(tmp_path / "parts") == learned(tmp_path / "whole") == steps
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
-    assert changed(*states[:2]) == parts  # since the flow start
+    assert changed(before, weights(tmp_path / "parts")) == parts
 
 
 def test_a_finished_run_prints_one_line_and_does_nothing(whole, capsys):
@@ -208,7 +200,8 @@ def test_moments_of_another_memory_layout_are_the_same_numbers_when_a_run_contin
 
 
 COMPILED = """
-import functools, sys, torch, train
+import functools, sys, torch, encoder, train
+encoder.PWCPyramid.channels, encoder.PWCPyramid.strides = (32, 24, 16), (8, 4, 2)
 torch.compile = functools.partial(torch.compile, backend="eager")  # takes seconds instead of minutes
 train.train(train.parse(sys.argv[1:]))
 print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -227,12 +220,18 @@ def test_a_compiled_run_that_continues_between_two_ratios_can_take_the_next_one(
     torchrun(1, compile_and_take)  # in a process of its own: after a compiled backward pass no other can be forked
 
 
-def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_the_compiler(tmp_path):
+def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_the_compiler(monkeypatch, tmp_path):
     (tmp_path / "compiled.py").write_text(COMPILED)
-    flags = ("--flow-start-epoch", 0, "--learning-rate", 1e-6, "--estimator-learning-rate", 1e-6, "--max-steps")
-    line = [tmp_path / "compiled.py", *TINY, *flags, 1, "--output-dir", tmp_path / "run", "--compile"]
-    output, errors = start(*TORCHRUN, *line).communicate(timeout=300)
-    assert len(re.findall(r"graphs [1-9]", output)) == 2, errors[-3000:]
+    monkeypatch.setattr(PWCPyramid, "channels", (32, 24, 16))  # half of the levels, which have to be traced
+    monkeypatch.setattr(PWCPyramid, "strides", (8, 4, 2))
+    flags = ("--model.encoder", "pwc", "--flow-start-epoch", 0, "--learning-rate", 1e-6)
+    flags += ("--estimator-learning-rate", 1e-6, "--max-steps")
+    # As a user types it, in new processes: without the checks of the annotations, which no compiler can follow.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += [tmp_path / "compiled.py", *TINY, *flags, 1, "--output-dir", tmp_path / "run", "--compile"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
+    assert len(re.findall(r"graphs [1-9]", done.stdout)) == 2, done.stderr[-3000:]
     for name in ("run", "plain"):
         torchrun(2, run, tmp_path / name, *flags, 2)
     for ours, theirs in zip(records(tmp_path / "run"), records(tmp_path / "plain"), strict=True):
@@ -260,7 +259,7 @@ def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypa
     assert_same_run(tmp_path, whole[count])
 
 
-@pytest.mark.parametrize(("kind", "count"), [("cut", 1), ("emptied", 1), ("changed", 1), ("cut", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("emptied", 1), ("changed", 1), ("cut", 2)])
 def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, count, whole, tmp_path, capfd):
     torchrun(count, run, tmp_path, "--max-steps", 5)
     path, content = tmp_path / "checkpoint.pt", bytearray((tmp_path / "checkpoint.pt").read_bytes())
@@ -276,10 +275,10 @@ def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, co
 def test_the_best_checkpoint_has_the_lowest_validation_error_also_across_stops(monkeypatch, tmp_path):
     errors, best = iter([3.0, 2.0, 5.0, 1.0, 4.0]), []
     monkeypatch.setattr(train, "flow_errors_on_shapes", lambda *_: {"epe": next(errors), "epe_zero": 4.0, "f1": 0.5})
-    for epoch in range(1, 6):
+    for epoch in (2, 3, 5):
         run(tmp_path, "--epochs", 5, "--steps-per-epoch", 1, "--flow-start-epoch", 0, "--max-steps", epoch)
         best.append(state_of(tmp_path, "best.pt")["step"])
-    assert best == [1, 2, 2, 4, 4]
+    assert best == [2, 2, 4]
 
 
 @pytest.mark.parametrize("flag", ["--init", "--backbone", "--output-dir"])
@@ -293,11 +292,6 @@ def test_a_file_of_another_kind_is_one_line_and_code_in_it_is_never_executed(fla
     assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
 
 
-def test_eight_processes_take_steps_across_the_flow_start(tmp_path):
-    torchrun(8, run, tmp_path, "--video-batch", 8, "--image-batch", 16, "--max-steps", 3)
-    assert learned(tmp_path) == "CCB"
-
-
 def test_when_torchrun_restarts_the_processes_the_run_ends_with_the_same_weights(whole, tmp_path):
     def killed_once():
         with pytest.MonkeyPatch.context() as patch:
@@ -309,11 +303,11 @@ def test_when_torchrun_restarts_the_processes_the_run_ends_with_the_same_weights
     assert_same_run(tmp_path, whole[2])
 
 
-def test_under_torchrun_a_mistake_is_reported_once_and_nothing_is_written(tmp_path):
-    process = start(*TORCHRUN, "train.py", *TINY, "--video-batch", 1, "--output-dir", tmp_path / "run")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and not (tmp_path / "run").exists()
-    assert errors.count("error: --video-batch 1 must be a multiple of the 2 processes") == 1
+def test_in_several_processes_a_mistake_is_reported_once_and_nothing_is_written(tmp_path, capfd):
+    with pytest.raises(ChildFailedError):
+        torchrun(2, run_command, lambda: run(tmp_path / "run", "--video-batch", 1))
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr().err.count("error: --video-batch 1 must be a multiple of the 2 processes") == 1
 
 
 # -------------------------------------------------------------------------------------------- bad numbers and bad files
@@ -344,14 +338,14 @@ def test_a_step_with_numbers_that_are_not_finite_changes_neither_weights_nor_ave
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: a tensor's value that is read, and a tensor made of Python's numbers."""
+    """Names what would wait for a GPU: a tensor's value that is read, and a tensor made of Python's numbers."""
 
     def __init__(self):
         super().__init__()
-        self.counts = Counter()
+        self.names = []
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.counts[function._schema.name] += function._schema.name in ("aten::_local_scalar_dense", "aten::lift_fresh")
+        self.names += {function._schema.name} & {"aten::_local_scalar_dense", "aten::lift_fresh"}
         return function(*arguments, **(keywords or {}))
 
 
@@ -361,7 +355,7 @@ def test_a_step_of_both_tasks_waits_for_the_gpu_once():
     for step in range(2):  # the optimizer makes its state in the first
         with Waits() as waits:
             assert train.take_step(opened, opened.model, step, step, batch, [])[0]
-    assert +waits.counts == {"aten::_local_scalar_dense": 1}
+    assert waits.names == ["aten::_local_scalar_dense"]
 
 
 def test_a_step_that_one_process_alone_finds_bad_is_skipped_in_both(tmp_path):
@@ -398,21 +392,21 @@ def test_a_run_whose_weights_diverge_ends_with_one_line_and_its_flow_does_not_cr
 
 
 def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tmp_path, capfd):
-    clips, images = write_frames(tmp_path / "clips/one", 20).parent, write_frames(tmp_path / "images", 30)
-    (clips / "one/007.png").write_bytes(b"")
-    write_image(clips / "one/011.png", (40, 40))
-    for name in ("003", "013", "023"):
+    clips, images = write_frames(tmp_path / "clips/one", 10).parent, write_frames(tmp_path / "images", 15)
+    (clips / "one/003.png").write_bytes(b"")
+    write_image(clips / "one/007.png", (40, 40))
+    for name in ("003", "008", "013"):
         (images / f"{name}.png").write_text("text")
-    flags = ("--video-dir", clips, "--image-dir", images, "--bad-files", 0.2, "--epochs", 4)
-    torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 12)
+    flags = ("--video-dir", clips, "--image-dir", images, "--bad-files", 0.4, "--epochs", 3)
+    torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 8)
     lines = re.findall("(?m)^bad file . of at most (?:4 frames|6 images), .*", capfd.readouterr().out)
-    assert all(sum(f"{name}.png: not a readable image" in x for x in lines) == 1 for name in ("images/003", "one/007"))
-    assert any("one, frames 010.png and 011.png" in line and "40x40 px" in line for line in lines)
+    assert all(sum(f"{name}.png: not a readable image" in x for x in lines) == 1 for name in ("images/003", "one/003"))
+    assert any("one, frames 006.png and 007.png" in line and "40x40 px" in line for line in lines)
     assert len(records(tmp_path / "run", "bad_file")) == records(tmp_path / "run")[-1]["bad_files"] == len(lines)
     torchrun(2, run, tmp_path / "run", *flags)
     assert "003.png" not in capfd.readouterr().out  # reported before the stop
     with pytest.raises(ChildFailedError):
-        torchrun(2, run, tmp_path / "fewer", *flags, "--task", "vicreg", "--bad-files", 0.08)
+        torchrun(2, run, tmp_path / "fewer", *flags, "--task", "vicreg", "--bad-files", 0.14)
     assert "3 images cannot be used, and --bad-files allows 2" in capfd.readouterr().err  # the same in both
 
 
@@ -532,44 +526,13 @@ def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monke
 
 
 def test_from_a_checkpoint_the_frozen_encoder_stays_as_it_was_bit_for_bit(tmp_path):
-    flags = ("--model.encoder", "resnet50", "--image-size", 64)  # it has batch norms, whose averages must stay too
-    run(tmp_path / "content", *flags, "--task", "vicreg", "--max-steps", 1)
-    init = ("--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
-    run(tmp_path / "frozen", *flags, *init)
+    run(tmp_path / "content", "--task", "vicreg", "--max-steps", 1)
+    assert any("running_mean" in name for name in weights(tmp_path / "content"))  # averages, which must stay too
+    run(tmp_path / "frozen", "--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
     assert learned(tmp_path / "frozen") == "FF"
     assert not changed(weights(tmp_path / "content"), weights(tmp_path / "frozen"))
-    untrained = train.build(config_of(*flags), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
+    untrained = train.build(config_of(), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
     assert changed(untrained, weights(tmp_path / "frozen")) == {"estimator"}
-
-
-def test_where_the_tasks_alternate_each_takes_its_own_batches_one_after_the_other(monkeypatch, tmp_path):
-    drawn, make_loader = {}, train.make_loader
-
-    def spy(dataset, *arguments):
-        for batch in make_loader(dataset, *arguments):
-            drawn.setdefault((strategy, type(dataset).__name__), []).append(batch[0][0].double().mean().item())
-            yield batch
-
-    monkeypatch.setattr(train, "make_loader", spy)
-    for strategy in ("combined", "alternate_batches"):
-        run(tmp_path / strategy, "--strategy", strategy, "--flow-start-epoch", 0, "--max-steps", 6)
-    for data in ("ShapePairs", "ShapeImages"):
-        assert len(set(drawn["combined", data])) == 6
-        assert drawn["alternate_batches", data] == drawn["combined", data][:3]
-
-
-def test_where_the_tasks_alternate_a_line_of_metrics_has_the_newest_step_of_each(tmp_path):
-    flags = ("--strategy", "alternate_batches", "--flow-start-epoch", 0, "--max-steps", 6, "--log-every")
-    sparse, dense = ({line["step"]: line for line in records(run(tmp_path / str(n), *flags, n))} for n in (3, 1))
-    assert list(sparse) == [3, 6]
-    for step, line in sparse.items():
-        last, before = dense[step], dense[step - 1]
-        flow, content = (last, before) if step % 2 else (before, last)  # step 1 learns flow
-        assert line["total"] == pytest.approx(last["total"] + before["total"])
-        assert line["gradient_norm/encoder"] == last["gradient_norm/encoder"]
-        assert line["gradient_norm/estimator"] == flow["gradient_norm/estimator"] > 0
-        assert line["gradient_norm/expander"] == content["gradient_norm/expander"] > 0
-        assert line["loss/cycle"] == flow["loss/cycle"] and "loss/cycle" not in content
 
 
 # ------------------------------------------------------------------- what a run leaves, and what it says of a mistake
@@ -663,8 +626,6 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
     ("flags", "words"),
     [
         ("--video-dir nowhere", "nowhere: no such folder"),
-        ("--data-root nowhere", "nowhere: no such folder"),
-        ("--image-dir empty", "empty: no images found"),
         ("--sets kitti", "--sets needs --data-root"),
         ("--video-dir sizes --workers 1", "sizes, frames 000.png and 001.png: 96x80 px and 90x90 px"),
         ("--video-dir small", "height 40 and width 200, smaller than --crop 64 64"),
@@ -682,7 +643,6 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
 )
 def test_a_mistake_is_one_line_that_names_it(flags, words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
     write_frames(Path("small"), 2, size=(40, 200))
     write_image(write_frames(Path("sizes"), 2) / "001.png", (90, 90))
     for path in write_frames(Path("text"), 2).iterdir():
@@ -691,9 +651,6 @@ def test_a_mistake_is_one_line_that_names_it(flags, words, monkeypatch, tmp_path
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
-def test_a_first_word_or_a_flag_that_is_unknown_is_named(tmp_path, capsys):
+def test_a_first_word_that_is_unknown_is_named(tmp_path, capsys):
     assert "unknown preset 'packet': choose paper, pocket" in fails(capsys, "packet")
     assert "none.json" in fails(capsys, tmp_path / "none.json")
-    with pytest.raises(SystemExit) as stop:
-        train.parse(["pocket", "--no-such-flag", "1"])
-    assert stop.value.code != 0 and "no-such-flag" in "".join(capsys.readouterr())
