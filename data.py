@@ -138,10 +138,8 @@ def _shift(folder: Path, name: str) -> int:
 
 def _open_video(path: Path) -> tuple[Any, Any]:
     """FFmpeg's container of a video file, and the video in it. BadFile, with the reason, if there is none."""
-    try:
-        import av  # here, so that all else runs without it
-    except ImportError as error:
-        raise ValueError(f"{path}: videos are read by PyAV: pip install av") from error
+    import av  # here, so that all else runs without it
+
     try:
         container = av.open(f"file:{path}", metadata_errors="replace")  # "file:": a colon in the name is no protocol
     except av.error.FFmpegError as error:
@@ -161,13 +159,14 @@ class VideoFile:
     """
 
     def __init__(self, path: Path):
-        self.path, self.stamps, packets, (container, stream) = path, (), [], _open_video(path)
-        self.rate = stream.average_rate  # frames per second, a Fraction; None where the file does not say
+        container, stream = _open_video(path)
+        self.path, self.rate = path, stream.average_rate  # frames per second, a Fraction; None if the file has none
+        self.stamps, packets = (), []
         with suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard and not packet.is_corrupt:
                     packets.append((packet.pts, packet.is_keyframe, packet.dts))
-        decoded = (frame.pts for _, frame in _Decoder(self, os.getpid()).frames)
+        decoded = (frame.pts for _, frame in self.decode())
         first = list(islice(decoded, 10))
         if not first:
             raise BadFile(f"{path}: no frame can be decoded; convert or remove it")
@@ -186,50 +185,47 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def decode(self, key: int = 0) -> Iterator[tuple[int, Any]]:
+        """FFmpeg's frames from a key frame on (0: from the beginning), each after its stamp, or else its number."""
+        (container, stream), start, numbers = _open_video(self.path), None, count()
+        if key:
+            # By the key frame before: some containers look for the time of coding, or guess the first stamps.
+            start, before = self.stamps[key], self.stamps[self.keys[key - 1]]
+            with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from the beginning
+                container.seek(before, stream=stream)
+        with suppress(Exception):
+            for packet in container.demux(stream):
+                if start is None or (packet.is_keyframe and packet.pts == start):
+                    start = None
+                    with suppress(Exception):  # the packet is damaged: the next may be good
+                        for frame in packet.decode():
+                            mark = frame.pts if self.stamps else next(numbers)
+                            if mark is not None:
+                                yield mark, frame
+
 
 class _Decoder:
     """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
 
     def __init__(self, video: VideoFile, process: int):
-        self.video, self.places = video, {stamp: place for place, stamp in enumerate(video.stamps)}
-        self._start()
-
-    def _start(self, key: int | None = None) -> None:
-        """From a key frame on, or from the beginning."""
-        stamps, start = self.video.stamps, None
-        if key is None or not stamps:
-            self.container, self.stream = _open_video(self.video.path)
-        else:
-            # By the key frame before: some containers look for the time of coding, or guess the first stamps.
-            start, before = stamps[key], stamps[self.video.keys[max(key - 1, 0)]]
-            with suppress(Exception):  # where FFmpeg cannot go there, `read` will not find the frame
-                self.container.seek(before, stream=self.stream)
-        self.at, self.frames = -1, self._decode(start)
-
-    def _decode(self, start: int | None) -> Iterator[tuple[int, Any]]:
-        """The places and frames from the key frame of that stamp on, or from where the file stands."""
-        numbers = count()
-        with suppress(Exception):
-            for packet in self.container.demux(self.stream):
-                if start is None or (packet.is_keyframe and packet.pts == start):
-                    start = None
-                    with suppress(Exception):  # the packet is damaged: the next may be good
-                        for frame in packet.decode():
-                            yield self.places.get(frame.pts, -1) if self.places else next(numbers), frame
+        self.video, self.marks = video, video.stamps or range(len(video))
+        self.at, self.frames = math.inf, iter(())
 
     def read(self, place: int) -> Any:
-        """FFmpeg's frame; None if it cannot be decoded."""
-        key = self.video.keys[place]
-        if not key - 10 <= self.at < place:  # else it is faster to decode on
-            self._start(key)
-        for _ in range(2):
-            for self.at, frame in self.frames:  # noqa: B020
-                if self.at == place:
+        """FFmpeg's frame. BadFile if it cannot be decoded."""
+        key, mark = self.video.keys[place], self.marks[place]
+        if not self.marks[max(key - 10, 0)] <= self.at < mark:  # else it is faster to decode on
+            self.frames = self.video.decode(key)
+        # From the beginning if FFmpeg went elsewhere, or its decoder needs more than that key frame.
+        for frames in (self.frames, self.video.decode()):
+            self.frames = frames
+            for self.at, frame in frames:
+                if self.at == mark:
                     return frame
-                if self.at > place:
+                if self.at > mark:
                     break
-            self._start()  # FFmpeg went elsewhere, or the decoder needs more than that key frame
-        return None
+        path = self.video.path
+        raise BadFile(f"{path}: frame {place} cannot be decoded; convert the video, or extract its frames")
 
 
 _decoder = lru_cache(maxsize=2)(_Decoder)
@@ -238,8 +234,6 @@ _decoder = lru_cache(maxsize=2)(_Decoder)
 @lru_cache(maxsize=4)  # a frame is in two pairs or more
 def _video_frame(video: VideoFile, place: int) -> UInt8[Tensor, "3 h w"]:
     frame = _decoder(video, os.getpid()).read(place)
-    if frame is None:
-        raise BadFile(f"{video.path}: frame {place} cannot be decoded; convert the video, or extract its frames")
     image, matrix = frame.to_ndarray(format="rgb24", threads=1), frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:  # how the camera was held: x' = a x + c y, y' = b x + d y
         a, b, _, c, d = np.sign(np.frombuffer(matrix, np.int32)[:5]).tolist()

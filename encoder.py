@@ -46,9 +46,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
         images = PIL.ImageOps.exif_transpose(PIL.Image.open(images))
     if isinstance(images, PIL.Image.Image):
         if images.mode[0] in "IF":
-            raise ValueError(
-                f"an image of mode {images.mode}, 16 or 32 bits: scale it to [0, 1] and give it as an array"
-            )
+            raise ValueError(f"mode {images.mode}, 16 or 32 bits: scale the image to [0, 1] and give it as an array")
         images = np.array(images.convert("RGB"))
     if isinstance(images, np.ndarray) and images.ndim == 3:
         images = torch.from_numpy(np.ascontiguousarray(images)).permute(2, 0, 1)
@@ -65,9 +63,9 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     return x.to(like.dtype).to(like.device)
 
 
-def _pad_to_even(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Repeats the last row or column of an odd size, which a 2 x 2 convolution of stride 2 would drop."""
-    bottom, right = x.shape[2] % 2, x.shape[3] % 2
+def pad_to_multiple(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c h2 w2"]:
+    """Repeats the last row and the last column until both sizes are multiples."""
+    bottom, right = (-size % multiple for size in x.shape[2:])
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
@@ -102,10 +100,8 @@ class ConvNeXtPyramid(nn.Module):
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
         for parent in [*self.features.modules()]:
             for name, layer in parent.named_children():
-                if type(layer) is nn.Linear:
-                    pointwise = PointwiseLinear(
-                        layer.in_features, layer.out_features, device="meta"
-                    )  # draws no weights
+                if type(layer) is nn.Linear:  # the same weights: on "meta", none are drawn
+                    pointwise = PointwiseLinear(layer.in_features, layer.out_features, device="meta")
                     pointwise.weight, pointwise.bias = layer.weight, layer.bias
                     setattr(parent, name, pointwise)
         self.features[0] = nn.ModuleList(
@@ -118,16 +114,16 @@ class ConvNeXtPyramid(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Normalised images of any size to 6 feature maps, coarsest first."""
-        x, levels = images, []
+        x, levels = images, []  # odd sizes are padded: a 2 x 2 convolution of stride 2 would drop the last row
         for index, stem in enumerate(self.features[0]):
-            x = stem(_pad_to_even(x))
+            x = stem(pad_to_multiple(x, 2))
             if index < 2:
                 levels.append(x)
         for index in range(1, 8, 2):
             x = self.features[index](x)
             levels.append(x)
             if index < 7:
-                x = self.features[index + 1](_pad_to_even(x))
+                x = self.features[index + 1](pad_to_multiple(x, 2))
         return levels[::-1]
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
@@ -208,11 +204,10 @@ class PWCPyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.levels = nn.ModuleList()
-        widths = (3, *self.channels[::-1])
-        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+        for n_in, n_out in pairwise((3, *self.channels[::-1])):
             layers: list[nn.Module] = []
-            for index in range(3):
-                convolution = nn.Conv2d(n_in if index == 0 else n_out, n_out, 3, 2 if index == 0 else 1, 1)
+            for width, stride in ((n_in, 2), (n_out, 1), (n_out, 1)):
+                convolution = nn.Conv2d(width, n_out, 3, stride, padding=1)
                 nn.init.kaiming_normal_(convolution.weight, a=0.1)
                 nn.init.zeros_(convolution.bias)
                 layers += [convolution, nn.LeakyReLU(0.1)]
@@ -240,15 +235,13 @@ EncoderName = Literal[tuple(ENCODERS)]
 
 
 def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
-    """An encoder by name, with random weights or with the backbone of a torchvision state dict.
+    """One of ENCODERS, with random weights or with the backbone of a torchvision state dict.
 
     Args:
-        name: "convnext_tiny" (the paper's default), "resnet50", "pwc"; small: "resnet10", "resnet18", "resnet10_half".
         weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
 
     Returns:
-        A module from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid; it has
-        the attributes `channels` and `strides`, coarsest first.
+        A module from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid.
 
     Raises:
         ValueError: for an unknown name, or a file that does not hold that network.
@@ -296,12 +289,9 @@ class Expander(nn.Sequential):
         super().__init__(*layers, nn.Linear(channels, widths[-1], bias=False))
 
     def forward(self, x: Float[Tensor, "n c"], views: int = 1) -> Float[Tensor, "n d"]:
-        """Pooled features to embeddings.
+        """Pooled features to embeddings. `x` stacks so many `views`.
 
-        Args:
-            x: the pooled features of one view, or of several views, stacked.
-            views: how many views. As in the official code, each has its own batch statistics; the large matrices are
-                still read only once.
+        As in the official code, each has its own batch statistics; the large matrices are still read only once.
         """
         for layer in self:
             per_view = isinstance(layer, SyncBatchNorm)

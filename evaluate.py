@@ -61,9 +61,7 @@ from mcjepa import (
     ModelConfig,
     load_checkpoint,
     load_model,
-    load_weights,
     pad_to_multiple,
-    torchvision_name,
 )
 from sources import flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
@@ -245,21 +243,10 @@ def open_model(config: Config) -> tuple[MCJEPA, Config]:
     """
     if config.model == "random":
         torch.manual_seed(config.seed)
-        model, encoder = MCJEPA(ModelConfig(encoder=config.encoder), task="mjepa"), config.encoder
+        model = MCJEPA(ModelConfig(encoder=config.encoder), task="mjepa")
     else:
-        weights = load_weights(config.model)
-        if "model" in weights:
-            model, encoder = load_model(config.model), weights["config"]["model"]["encoder"]
-        else:
-            encoder = torchvision_name(weights)
-            if encoder is None:
-                raise ValueError(
-                    f"{config.model}: neither a checkpoint of train.py nor torchvision's weights of an encoder"
-                )
-            torch.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
-            # The expander is not used, so as small as can be.
-            model = MCJEPA(ModelConfig(encoder=encoder, expander=(1,)), task="vicreg", backbone_weights=config.model)
-    return model.eval().to(own_device()), replace(config, encoder=encoder)
+        model = load_model(config.model)
+    return model.eval().to(own_device()), replace(config, encoder=model.config.encoder)
 
 
 def feature_method(config: Config, strides: Sequence[int]) -> tuple[FeatureMethod, MCJEPA | None, Config]:
@@ -351,7 +338,6 @@ def writing_film(path: Path, rate: Fraction) -> Iterator[Callable[[UInt8[Tensor,
     """
     import av  # here, so that all else runs without it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # "file:", since FFmpeg would take a colon in the name for the end of a protocol.
     with replacing(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as film:
         stream = film.add_stream("libx264", rate, pix_fmt="yuv420p")
@@ -615,7 +601,6 @@ def draw_pair(folder: Path, pair: FlowPair, flow: Float[Tensor, "1 2 h w"]) -> N
 
 def export_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
     """Writes a flow as .flo, or as KITTI's .png, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         flow_benchmarks.write_flow(temporary, flow)
 
@@ -1075,7 +1060,6 @@ def objects_figure(video: ObjectVideo, predictions: Sequence[UInt8[Tensor, "h w"
 
 def export_masks(video: ObjectVideo, predictions: Sequence[UInt8[Tensor, "h w"]], folder: Path) -> None:
     """Palette PNGs in DAVIS's colours, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, mask in zip(video.frame_names, predictions, strict=True):
         image = Image.fromarray(mask.numpy())
         image.putpalette(PALETTE.tobytes())
@@ -1176,13 +1160,6 @@ def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dic
     return scores
 
 
-def search_on_shapes(model: MCJEPA, count: int) -> dict[str, float]:
-    """The best level's score for "object", "texture" and "shape", and the scores of each level."""
-    levels = search_among_shapes(model, recoloured_objects(count, UNSEEN_SEED))
-    scores = {f"{kind}, {name}": score for name, level in levels.items() for kind, score in level.items()}
-    return {kind: max(level[kind] for level in levels.values()) for kind in ("object", "texture", "shape")} | scores
-
-
 def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> float:
     """How often, in [0, 1], a view of an unseen MovingShapes image finds its other view among so many, for train.py.
 
@@ -1200,9 +1177,9 @@ def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     if config.images < 2 or (config.size is not None and config.size < 1):
         raise ValueError("--images must be at least 2, and --size at least 1")
     models = {}
-    if config.model != "colour":
-        models["ours"], config = open_model(config)
     if config.model not in ("colour", "random"):
+        models["ours"], config = open_model(config)
+    if config.model != "colour":
         models["random"], _ = open_model(replace(config, model="random"))
     if config.data_root is None:
         objects = recoloured_objects(SHAPES_OBJECTS, UNSEEN_SEED)
@@ -1268,7 +1245,6 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
             else:
                 write_picture(config.output_dir / "pictures" / f"{stem}_{name}.png", picture)
             if config.export:
-                config.export.mkdir(parents=True, exist_ok=True)
                 with replacing(config.export / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
                     np.save(file, cells.numpy())
     write_report(config, f"{config.video.stem}_{name}" if config.video else name, {"notes": notes})

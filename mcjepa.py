@@ -11,6 +11,7 @@ model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py 
 
 import json
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -28,9 +30,10 @@ from encoder import (
     as_batch,
     build_encoder,
     gather,
+    pad_to_multiple,
     several_processes,
     sum_over_processes,
-    torchvision_name,  # noqa: F401 (evaluate.py knows encoders through this module)
+    torchvision_name,
 )
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
 from losses import (
@@ -161,12 +164,6 @@ def swap_frames(x: Float[Tensor, "two_b ..."]) -> Float[Tensor, "two_b ..."]:
     return torch.cat(x.chunk(2)[::-1])
 
 
-def pad_to_multiple(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c h2 w2"]:
-    """Repeats the last row and the last column until both sizes are multiples."""
-    h, w = x.shape[2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
-
-
 def weights_per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Scales a mask to a mean of 1 in each pair, so that a masked mean over the batch is the mean over pairs.
 
@@ -178,11 +175,8 @@ def weights_per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]
 class MCJEPA(nn.Module):
     """Encoder, flow estimator and expander; `forward` computes Eq. 7.
 
-    Args:
-        config: what the network is made of.
-        loss_config: the coefficients of the loss.
-        task: "mcjepa" (both), "mjepa" (flow only, without an expander), "vicreg" (content only, without an estimator).
-        backbone_weights: a torchvision state dict to start the encoder from; see `encoder.build_encoder`.
+    `task`: "mcjepa" (both), "mjepa" (flow only, without an expander), "vicreg" (content only, without an estimator).
+    `backbone_weights`: a torchvision state dict to start the encoder from; see `encoder.build_encoder`.
     """
 
     def __init__(
@@ -193,7 +187,7 @@ class MCJEPA(nn.Module):
         backbone_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.loss_config, self.encoder_is_frozen = loss_config, False
+        self.config, self.loss_config, self.encoder_is_frozen = config, loss_config, False
         self.encoder = build_encoder(config.encoder, backbone_weights)
         channels, strides = self.encoder.channels, self.encoder.strides
         for name, weights in (("variance", loss_config.variance), ("covariance", loss_config.covariance)):
@@ -204,15 +198,8 @@ class MCJEPA(nn.Module):
             raise ValueError(f"loss.feature_strides: no level from stride {finest} to {coarsest}, only {strides}")
         self.estimator = None
         if task != "vicreg":
-            self.estimator = FlowEstimator(
-                channels,
-                strides,
-                config.estimator_factor,
-                config.estimator_norm,
-                config.correlation_radius,
-                clip=config.flow_clip,
-                unit=config.estimator_unit,
-            )
+            shape = channels, strides, config.estimator_factor, config.estimator_norm, config.correlation_radius
+            self.estimator = FlowEstimator(*shape, clip=config.flow_clip, unit=config.estimator_unit)
         self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
         self.register_buffer("flow_balance", torch.tensor(loss_config.flow_balance))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -292,13 +279,8 @@ class MCJEPA(nn.Module):
             products = {name: coefficient * term for name, (term, coefficient) in terms.items()}
             tasks[task], weighted, monitor = sum(products.values()), weighted | products, monitor | values
             unweighted |= {name: term for name, (term, _) in terms.items()}
-        return Losses(
-            total=sum(tasks.values()),
-            tasks=tasks,
-            unweighted={name: term.detach() for name, term in unweighted.items()},
-            weighted={name: term.detach() for name, term in weighted.items()},
-            monitor={name: value.detach() for name, value in monitor.items()},
-        )
+        detached = [{name: x.detach() for name, x in values.items()} for values in (unweighted, weighted, monitor)]
+        return Losses(sum(tasks.values()), tasks, *detached)
 
     def _flow_terms(
         self,
@@ -398,10 +380,9 @@ class MCJEPA(nn.Module):
         """The mask of the losses, and the share of pixels that the flows call visible (also while masks are off)."""
         flow = flow.detach()
         reverse = swap_frames(flow)
-        if self.loss_config.occlusion == "forward_backward":
-            visible = forward_backward_mask(flow, reverse).to(flow.dtype)
-        else:
-            visible = (range_map(reverse) >= HIT_OFTEN_ENOUGH).to(flow.dtype)
+        consistent = self.loss_config.occlusion == "forward_backward"
+        visible = forward_backward_mask(flow, reverse) if consistent else range_map(reverse) >= HIT_OFTEN_ENOUGH
+        visible = visible.to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
         masked = (share >= self.loss_config.least_visible) & masks
         return torch.where(masked, visible, 1.0), share.mean()
@@ -413,13 +394,12 @@ class MCJEPA(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             x, y = gather(x), gather(y)
             invariance, variance, covariance = vicreg_loss(x, y)
-        terms = {
-            "vicreg_invariance": (invariance, config.vicreg_invariance),
-            "vicreg_variance": (variance, config.vicreg_variance),
-            "vicreg_covariance": (covariance, config.vicreg_covariance),
-        }
-        if any(config.pooled):
-            with torch.autocast(pooled.device.type, enabled=False):
+            terms = {
+                "vicreg_invariance": (invariance, config.vicreg_invariance),
+                "vicreg_variance": (variance, config.vicreg_variance),
+                "vicreg_covariance": (covariance, config.vicreg_covariance),
+            }
+            if any(config.pooled):
                 terms["pooled"] = (eq_6(pooled[..., None, None], *config.pooled), 1.0)
         embedding, pooled = (z.detach().std(dim=0).mean() for z in (x, pooled))
         return terms, {"deviation/embedding": embedding, "deviation/pooled": pooled}
@@ -431,14 +411,12 @@ def save_weights(model: MCJEPA, path: str | Path, config: dict, step: int) -> No
     Path(path).write_bytes(save(weights, {"config": json.dumps(config), "step": str(step)}))
 
 
-def load_weights(path: str | Path) -> dict:
-    """What torch or `save_weights` has saved, on the CPU; `path` may be a name in SHIPPED.
-
-    Nothing in the file is executed (`weights_only=True`).
+def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config", "step")) -> dict:
+    """What torch or `save_weights` has saved, on the CPU; `path` may be a name in SHIPPED. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else.
+        ValueError: the file is damaged, or lacks one of `parts`, which train.py and heads of evaluate.py save.
     """
     path = SHIPPED.get(str(path), path)
     if not Path(path).is_file():
@@ -446,9 +424,10 @@ def load_weights(path: str | Path) -> dict:
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
     try:
         if Path(path).suffix == ".safetensors":
-            content = Path(path).read_bytes()
-            notes = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            return {"model": load(content), "config": json.loads(notes["config"]), "step": int(notes["step"])}
+            with safe_open(path, "pt") as file:
+                notes = file.metadata()
+            weights = load(Path(path).read_bytes())
+            return {"model": weights, "config": json.loads(notes["config"]), "step": int(notes["step"])}
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not look at the checksums
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -456,17 +435,9 @@ def load_weights(path: str | Path) -> dict:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         reason = "no file of tensors" if "weights_only" in reason else reason  # torch's advice would run its code
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a checkpoint; it holds a {type(content).__name__}")
-    return content
-
-
-def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of train.py (or of a linear head); raises as `load_weights`, and ValueError if parts are missing."""
-    checkpoint = load_weights(path)
-    if not {"model", "config", "step"} <= checkpoint.keys():
+    if not isinstance(content, dict) or not {*parts} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py, which holds model, config and step")
-    return checkpoint
+    return content
 
 
 def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
@@ -492,12 +463,20 @@ def load_parts(model: MCJEPA, path: str | Path) -> list[str]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
-    """The model of a checkpoint, a file of `save_weights` (which has no expander), or a name in SHIPPED; in eval mode.
+    """The model of a checkpoint, a file of `save_weights` (which has no expander), a state dict of torchvision (only
+    its encoder is trained), or a name in SHIPPED; in eval mode.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, parts=())
+    if "model" not in checkpoint:
+        encoder = torchvision_name(checkpoint)
+        if encoder is None:
+            raise ValueError(f"{path}: neither a checkpoint of train.py nor torchvision's weights of an encoder")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
+            return MCJEPA(ModelConfig(encoder, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
     try:
         settings, weights = checkpoint["config"], checkpoint["model"]
         model_config, loss_config = (

@@ -21,18 +21,20 @@ def cannot_write(path: Path, reason: str = "is the disk full?") -> OSError:
     return OSError(f"{path}: cannot be written ({reason}); make room, or name another folder. What was there is intact")
 
 
-def _flush(path: Path) -> None:
-    with open(path, "r+b") as file:  # Windows flushes only files that are open for writing
-        os.fsync(file.fileno())
-
-
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails."""
+def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` once it is whole; OSError, and no change, if writing fails.
+
+    Its folder is made if it is missing. The file that was there is moved to `former`, if that is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
-        _flush(temporary)  # otherwise the new name could reach the disk before the content
+        with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
+            os.fsync(file.fileno())  # otherwise the new name could reach the disk before the content
+        if former and path.exists():
+            os.replace(path, former)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is None:  # raised by cannot_write, whose message is complete
@@ -44,8 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, whole or not at all, and its folder if that is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a JSON file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -55,7 +56,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> No
 
     `state` holds only tensors and plain types, so that torch can read it with `weights_only=True`.
     """
-    with replacing(path) as temporary:
+    with replacing(path, former=path.with_suffix(f".1{path.suffix}")) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch's writer reports a full disk
@@ -63,9 +64,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], best: bool = False) -> No
         if best:  # before `path` changes: a run that is killed here takes these steps again and writes the same best.pt
             with replacing(path.with_name("best.pt")) as copy:
                 shutil.copyfile(temporary, copy)
-        _flush(temporary)
-        if path.exists():
-            os.replace(path, path.with_suffix(f".1{path.suffix}"))
 
 
 def newest_checkpoint(folder: Path, load: Callable[[Path], dict]) -> tuple[dict | None, list[str]]:
@@ -93,17 +91,15 @@ def as_json(config: Any) -> dict:
 def read_config(path: Path, kind: type) -> Any:
     """The inverse of `as_json`: a configuration (a dataclass `kind`) from config.json; ValueError for another file."""
 
-    def build(kind: type, tree: dict) -> Any:
-        hints, values = get_type_hints(kind), {}
-        if hints.keys() != tree.keys():
-            raise ValueError(f"fields that differ: {', '.join(sorted(hints.keys() ^ tree.keys()))}")
-        for name, value in tree.items():
-            if is_dataclass(hints[name]):
-                value = build(hints[name], value)
-            elif value is not None and Path in (hints[name], *get_args(hints[name])):
-                value = Path(value)
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return kind(**values)
+    def build(kind: Any, value: Any) -> Any:
+        if is_dataclass(kind):
+            hints = get_type_hints(kind)
+            if hints.keys() != value.keys():
+                raise ValueError(f"fields that differ: {', '.join(sorted(hints.keys() ^ value.keys()))}")
+            return kind(**{name: build(hints[name], value[name]) for name in hints})
+        if value is not None and Path in (kind, *get_args(kind)):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
 
     try:
         return build(kind, json.loads(path.read_text()))

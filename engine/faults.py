@@ -1,7 +1,4 @@
-"""What goes wrong in a run. What it survives is counted and reported once; what ends it is one line with the remedy.
-
-A run survives some bad files, and steps with numbers that are not finite, up to ten in a row.
-"""
+"""What goes wrong in a run. What it survives is counted and reported once; what ends it is one line with the remedy."""
 
 import os
 import re

@@ -49,18 +49,8 @@ def environment(device: torch.device) -> dict:
 
 def write_picture(path: Path, image: UInt8[Tensor, "3 h w"]) -> None:
     """Writes a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         to_pil_image(image).save(temporary)
-
-
-def _lines_until(path: Path, step: int) -> str:
-    """The lines of metrics.jsonl up to a step, without one that was cut off when its process was killed."""
-    lines = path.read_text().splitlines(keepends=True)
-    try:
-        return "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: a line is damaged; repair or remove it") from error
 
 
 class Log:
@@ -73,8 +63,13 @@ class Log:
         self.events = folder / "tensorboard" / f"events.out.tfevents.{time.time():.6f}"
         self.events.parent.mkdir(parents=True, exist_ok=True)
         if self.metrics.exists():
+            lines = self.metrics.read_text().splitlines(keepends=True)
+            try:  # a line without an end was cut off when its process was killed
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.metrics}: a line is damaged; repair or remove it") from error
             with replacing(self.metrics) as temporary:
-                temporary.write_text(_lines_until(self.metrics, start))
+                temporary.write_text("".join(kept))
         # Not torch's SummaryWriter: it refuses a folder whose name is not UTF-8, and writes in a thread of its own.
         self.tensorboard = RecordWriter(open(self.events, "wb"))  # noqa: SIM115 (`close` closes it)
         again = SessionLog(status=SessionLog.START)  # lets TensorBoard forget what an earlier file has after `start`

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -61,15 +62,13 @@ def connect(device: torch.device) -> None:
 
 def from_all(own: list) -> list:
     """The entries of all processes' lists, without repeats. While all are empty this costs a single number."""
-    if not dist.is_initialized():
-        return list(dict.fromkeys(own))
-    count = torch.tensor(len(own))
-    dist.all_reduce(count)
-    if not count.item():
-        return []
-    lists: list = [None] * dist.get_world_size()
-    dist.all_gather_object(lists, own)
-    return list(dict.fromkeys(entry for entries in lists for entry in entries))
+    lists, count = [own], torch.tensor(len(own))
+    if dist.is_initialized():
+        dist.all_reduce(count)
+        if count:
+            lists = [[]] * dist.get_world_size()
+            dist.all_gather_object(lists, own)
+    return list(dict.fromkeys(chain(*lists)))
 
 
 def check_same_everywhere(values: dict[str, object]) -> None:
@@ -88,8 +87,7 @@ def stop_signals() -> Iterator[list[str]]:
     A signal that comes 5 seconds after the first ends the process at once. A sooner one is torchrun's, which passes on
     what the scheduler or the keyboard has sent to every process already.
     """
-    received: list[str] = []
-    patience = math.inf
+    received, patience = [], math.inf
 
     def receive(number: int, _: object) -> None:
         nonlocal patience

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import evaluate  # noqa: E402
 from engine.log import environment  # noqa: E402
 from engine.processes import own_device  # noqa: E402
+from sources.moving_shapes import recoloured_objects  # noqa: E402
 
 CURVES = ("weighted/", "deviation/", "validation/", "gradient_ratio", "flow_balance", "loss/vicreg_invariance")
 
@@ -44,7 +45,11 @@ def measure(model: str, seed: int, folder: Path, data: Path | None) -> dict[str,
         if data:
             config = evaluate.FlowConfig(**common, data_root=data / "Middlebury", pictures=0)
             measures["Middlebury EPE"] = evaluate.run_flow(config)["table1"]["EPE"]
-    shares = evaluate.search_on_shapes(network, evaluate.SHAPES_OBJECTS)
+    objects = recoloured_objects(evaluate.SHAPES_OBJECTS, evaluate.UNSEEN_SEED)
+    shares = {"object": 0.0, "texture": 0.0, "shape": 0.0}  # by the best level, before those of each
+    for level, scores in evaluate.search_among_shapes(network, objects).items():
+        shares |= {f"{kind}, {level}": share for kind, share in scores.items()}
+        shares |= {kind: max(share, shares[kind]) for kind, share in scores.items()}
     if data:
         _, known, queries = evaluate.label_sets.find_classes(data / "cifar-10", most=10_000, size=48)
         for level, scores in evaluate.classify_images(network, known, queries).items():

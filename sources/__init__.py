@@ -41,8 +41,18 @@ def find_set(
     return next(iter(found.items()))
 
 
+def split_number(path: Path) -> tuple[str, str]:
+    """The name of a frame before the digits at its end, and these digits."""
+    before = path.stem.rstrip("0123456789")
+    if before == path.stem:
+        raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
+    return before, path.stem.removeprefix(before)
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a list that are not empty, whatever its byte order mark; other bytes than UTF-8 as in file names."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; it lists the images of the {path.stem} part, a name in each row")
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return [line.strip() for line in content.decode(encoding, "surrogateescape").splitlines() if line.strip()]

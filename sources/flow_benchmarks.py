@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from data import load_image, open_image, size_text
-from sources import find_set, read_lines, visible_glob
+from sources import find_set, read_lines, split_number, visible_glob
 
 # ------------------------------------------------------------------------------------------------ files of true flow
 
@@ -94,6 +94,8 @@ def write_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
 
 # --------------------------------------------------------------------------------------------- where their files lie
 
+MASKS = ("occlusions", "invalid", "flow_noc", "obj_map")  # of Sintel, and of KITTI; they lie beside the flow
+
 
 class FlowFiles(NamedTuple):
     """The files of one pair of a benchmark."""
@@ -103,36 +105,28 @@ class FlowFiles(NamedTuple):
     image_1: Path
     image_2: Path
     flow: Path | None  # None in a split whose true flow is secret
-    masks: dict[str, Path] = {}  # Sintel's occlusions and invalid, KITTI's flow_noc and obj_map, where they are there
+    masks: dict[str, Path] = {}  # those of MASKS that are there
 
 
-def _next_frame(path: Path, step: int = 1) -> Path:
-    """The file whose number, at the end of its name, is larger by `step`."""
-    digits = re.search(r"\d*$", path.stem)[0]
-    if not digits:
-        raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
-    return path.with_stem(f"{path.stem.removesuffix(digits)}{int(digits) + step:0{len(digits)}d}")
-
-
-def _masks(folder: Path, file: str, *names: str) -> dict[str, Path]:
-    return {name: folder / name / file for name in names if (folder / name / file).is_file()}
+def _pair(root: Path, name: str, image: Path, flow: Path | None, group: str = "", step: int = 1) -> FlowFiles:
+    """A pair by its first frame: the second has the next number, or with a `step` of -1 the one before."""
+    before, digits = split_number(image)
+    following = image.with_stem(f"{before}{int(digits) + step:0{len(digits)}d}")
+    masks = {mask: path for mask in MASKS if flow and (path := root / "training" / mask / f"{name}.png").is_file()}
+    return FlowFiles(name, group, image, following, flow, masks)
 
 
 def _sintel(root: Path) -> Iterator[FlowFiles]:
-    flows = visible_glob(root, "training/flow/*/frame_*.flo")
-    for group in ("clean", "final"):
-        for flow in flows:
-            name = f"{flow.parent.name}/{flow.stem}"
-            image = root / "training" / group / f"{name}.png"
-            masks = _masks(root / "training", f"{name}.png", "occlusions", "invalid")
-            yield FlowFiles(name, group, image, _next_frame(image), flow, masks)
+    for group, flow in product(("clean", "final"), visible_glob(root, "training/flow/*/frame_*.flo")):
+        name = f"{flow.parent.name}/{flow.stem}"
+        yield _pair(root, name, root / "training" / group / f"{name}.png", flow, group)
 
 
 def _sintel_testing(root: Path) -> Iterator[FlowFiles]:
     for group in ("clean", "final"):
         for image, following in pairwise(visible_glob(root, f"test/{group}/*/frame_*.png")):
             if following.parent == image.parent:  # the last frame of a scene has no next one
-                yield FlowFiles(f"{image.parent.name}/{image.stem}", group, image, _next_frame(image), None)
+                yield _pair(root, f"{image.parent.name}/{image.stem}", image, None, group)
 
 
 def _kitti(root: Path, folders: tuple[str, ...], split: str = "training") -> Iterator[FlowFiles]:
@@ -140,15 +134,12 @@ def _kitti(root: Path, folders: tuple[str, ...], split: str = "training") -> Ite
     images = next((root / split / name for name in folders if (root / split / name).is_dir()), None)
     listed = root / split / "flow_occ" if split == "training" else images
     for path in visible_glob(listed, "*_10.png") if images else ():
-        image, flow = images / path.name, path if split == "training" else None
-        masks = _masks(root / split, path.name, "flow_noc", "obj_map")
-        yield FlowFiles(path.stem, "", image, _next_frame(image), flow, masks)
+        yield _pair(root, path.stem, images / path.name, path if split == "training" else None)
 
 
 def _middlebury(root: Path) -> Iterator[FlowFiles]:
     for flow in visible_glob(root, "other-gt-flow/*/flow10.flo"):
-        image = root / "other-data" / flow.parent.name / "frame10.png"
-        yield FlowFiles(flow.parent.name, "", image, _next_frame(image), flow)
+        yield _pair(root, flow.parent.name, root / "other-data" / flow.parent.name / "frame10.png", flow)
 
 
 def _chairs(root: Path) -> Iterator[FlowFiles]:
@@ -157,34 +148,29 @@ def _chairs(root: Path) -> Iterator[FlowFiles]:
     marks = next((read_lines(path) for path in lists if path.is_file()), None)
     for folder in (root / "data", root):
         flows = [flow for ending in ("flo", "png") for flow in visible_glob(folder, f"*_flow.{ending}")]
-        images = {path.stem: path for path in visible_glob(folder, "*_img?.*")} if flows else {}
+        images = {path.stem: path for path in visible_glob(folder, "*_img1.*")} if flows else {}
         for flow in flows:
             name = flow.stem.removesuffix("_flow")
             if marks is None or (name.isdecimal() and marks[int(name) - 1 : int(name)] == ["2"]):
-                image_1, image_2 = (images.get(f"{name}_img{k}", folder / f"{name}_img{k}.ppm") for k in (1, 2))
-                yield FlowFiles(name, "", image_1, image_2, flow)
+                yield _pair(root, name, images.get(f"{name}_img1", folder / f"{name}_img1.ppm"), flow)
 
 
 def _things(root: Path) -> Iterator[FlowFiles]:
     """The test split: both passes, cameras and directions. At an end of a clip, flow leads to no frame: left out."""
-    for group in ("clean", "final"):
-        for folder in visible_glob(root, "optical_flow/TEST/*/*/into_*/*"):
-            clip, direction, camera = folder.parents[1], folder.parent.name, folder.name
-            images = root / f"frames_{group}pass" / clip.relative_to(root / "optical_flow") / camera
-            flows, step = visible_glob(folder, "OpticalFlowInto*_*_?.pfm"), 1 if direction == "into_future" else -1
-            for flow in flows[:-1] if step == 1 else flows[1:]:
-                number = flow.stem.split("_")[-2]
-                name = f"{clip.parent.name}_{clip.name}_{camera}_{direction}_{number}"
-                image = images / f"{number}.png"
-                yield FlowFiles(name, group, image, _next_frame(image, step), flow)
+    for group, folder in product(("clean", "final"), visible_glob(root, "optical_flow/TEST/*/*/into_*/*")):
+        part, clip, direction, camera = folder.parts[-4:]
+        flows, step = visible_glob(folder, "OpticalFlowInto*_*_?.pfm"), 1 if direction == "into_future" else -1
+        for flow in flows[:-1] if step == 1 else flows[1:]:
+            number = flow.stem.split("_")[-2]
+            image = root / f"frames_{group}pass/TEST" / part / clip / camera / f"{number}.png"
+            yield _pair(root, f"{part}_{clip}_{camera}_{direction}_{number}", image, flow, group, step)
 
 
 def _hd1k(root: Path) -> Iterator[FlowFiles]:
     """At the end of a sequence, flow leads to no frame: left out."""
     for flow, following in pairwise(visible_glob(root, "hd1k_flow_gt/flow_occ/*_*.png")):
         if following.name.split("_")[0] == flow.name.split("_")[0]:
-            image = root / "hd1k_input" / "image_2" / flow.name
-            yield FlowFiles(flow.stem, "", image, _next_frame(image), flow)
+            yield _pair(root, flow.stem, root / "hd1k_input/image_2" / flow.name, flow)
 
 
 _GREY = partial(_kitti, folders=("colored_0", "image_0"))
@@ -266,7 +252,10 @@ def read_pair(files: FlowFiles) -> FlowPair:
     The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
     calls invalid (up to 1.4% of a pair) are unknown. Of KITTI: noc (not occluded), and with an obj_map bg and fg.
     """
-    image_1, image_2 = read_frames(files.image_1, files.image_2)
+    image_1, image_2 = (load_image(path)[None].float() / 255 for path in (files.image_1, files.image_2))
+    if image_1.shape != image_2.shape:
+        sizes = f"{size_text(image_2)}, but {files.image_1} is {size_text(image_1)}"
+        raise ValueError(f"{files.image_2}: {sizes}; flow needs one size")
     if files.flow is None:  # a split whose true flow is secret
         return FlowPair(files.name, files.group, image_1, image_2, None, {})
     truth, known = read_flow(files.flow)
@@ -296,11 +285,3 @@ def _read_mask(path: Path, flow: Float[Tensor, "1 2 h w"]) -> Bool[Tensor, "1 1 
     if mask.shape[-2:] != flow.shape[-2:]:
         raise ValueError(f"{path}: a mask of {size_text(mask)}, but the flow is {size_text(flow)}")
     return mask
-
-
-def read_frames(path_1: Path, path_2: Path) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 3 h w"]]:
-    """Two images; ValueError where they differ in size."""
-    image_1, image_2 = (load_image(path)[None].float() / 255 for path in (path_1, path_2))
-    if image_1.shape != image_2.shape:
-        raise ValueError(f"{path_2}: {size_text(image_2)}, but {path_1} is {size_text(image_1)}; flow needs one size")
-    return image_1, image_2

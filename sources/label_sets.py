@@ -23,8 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-import data
-from data import BadFile, MissingSet, load_image, open_image, size_text
+from data import BadFile, ColorJitter, ImageFiles, MissingSet, find_files, is_image, load_image, open_image, size_text
 from sources import find_set, read_lines, read_table, set_folders, visible_glob
 
 # ---------------------------------------------------------------------------------------------- labels of every pixel
@@ -103,9 +102,7 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def file_count(self) -> int:
-        return len(self.files)
+    file_count = property(__len__)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Int64[Tensor, "h w"]]:
         path, labels_path = self.files[index]
@@ -113,9 +110,7 @@ class LabelledImages(Dataset):
         colours = packed(self.colours).tolist()
         numbers = {colours[c]: number for number, c in classes.items() if c != VOID and colours.count(colours[c]) == 1}
         ids = read_ids(labels_path, {0: VOID, 0xE0E0C0: VOID} | numbers)  # void is black, or in VOC ivory
-        table = torch.full((256,), -1)
-        table[list(classes)] = torch.tensor(list(classes.values()))
-        labels = table[ids.long()]
+        labels = torch.tensor([classes.get(number, -1) for number in range(256)])[ids.long()]
         if (labels < 0).any():
             raise BadFile(f"{labels_path}: holds {int(ids[labels < 0][0])}, which is no class of this data set")
         return load_labelled(path, ids), labels
@@ -129,17 +124,11 @@ def _voc_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
     home = folder / "VOC2012" if (folder / "VOC2012").is_dir() else folder  # the archive unpacks to VOCdevkit/VOC2012
     if not (home / "SegmentationClass").is_dir():
         return
-
-    def listed(part: str) -> list[str]:
-        path = home / "ImageSets" / "Segmentation" / f"{part}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; it lists the images of the {part} part, a name in each row")
-        return read_lines(path)
-
-    labels = {name: home / "SegmentationClass" / f"{name}.png" for name in listed(split)}
+    lists = home / "ImageSets" / "Segmentation"
+    labels = {name: home / "SegmentationClass" / f"{name}.png" for name in read_lines(lists / f"{split}.txt")}
     more = visible_glob(home, "SegmentationClassAug/*.png") if split == "train" else []
     if more:
-        validation = set(listed("val"))
+        validation = set(read_lines(lists / "val.txt"))
         labels = {path.stem: path for path in more if path.stem not in validation} | labels
     for name, path in sorted(labels.items()):
         yield home / "JPEGImages" / f"{name}.jpg", path
@@ -160,7 +149,7 @@ def _ade20k_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 def _camvid_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
     if (folder / f"{split}annot").is_dir():
-        for image in filter(data.is_image, visible_glob(folder, f"{split}/*")):
+        for image in filter(is_image, visible_glob(folder, f"{split}/*")):
             yield image, folder / f"{split}annot" / f"{image.stem}.png"
 
 
@@ -234,7 +223,7 @@ class LabelAugmentation:
         fill = {tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: VOID}
         self.cut = v2.Compose([v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip(0.5)])
         # As v2.RandomPhotometricDistort, which also swaps channels: colours may identify a class.
-        colour = v2.RandomApply([data.ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
+        colour = v2.RandomApply([ColorJitter((0.875, 1.125), 0.5, 0.5, 0.05)], p=0.75)
         self.change = v2.Compose([colour, v2.ToDtype(torch.float32, scale=True)])
 
     def __call__(
@@ -262,16 +251,14 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
     """At most so many images of train/ in `root`, a fifth of it of val/ or test/, evenly spread, and its name.
 
     An image's class is the folder that it lies in, train/CLASS/a.jpg. With `size`, each has that height and width.
-
-    Raises:
-        MissingSet: one of the folders is not there. ValueError: images differ in size, or a class is not in train/.
+    MissingSet if a folder is not there; ValueError if images differ in size, or a class is not in train/.
     """
     parts, classes = [], {}
     for names, count in ((("train",), most), (("val", "test"), most // 5)):
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:
             raise MissingSet(f"{root}: no {' or '.join(names)} in it; expected train/CLASS/a.jpg and val/CLASS/b.jpg")
-        paths = data.ImageFiles(folder).paths
+        paths = ImageFiles(folder).paths
         paths = [paths[place] for place in np.linspace(0, len(paths) - 1, min(max(count, 1), len(paths))).astype(int)]
         labels = [path.relative_to(folder).parts[0] for path in paths]
         classes = classes or {label: number for number, label in enumerate(dict.fromkeys(labels))}
@@ -312,13 +299,9 @@ class ObjectVideo(NamedTuple):
 def find_masked_videos(root: Path, split: str = "val", year: str | None = None) -> tuple[list[ObjectVideo], list[str]]:
     """The videos of DAVIS in `root` or a folder in it, and notes for the report.
 
-    JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png (or another resolution, where 480p is not
-    there). ImageSets/2017/val.txt lists the sequences, in DAVIS 2016 ImageSets/480p/val.txt; without any list all are
-    taken. The year chooses the list, by default that of 2017; that of 2016 makes all objects one.
-
-    Raises:
-        MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are missing.
-        ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
+    The year chooses the list of sequences, by default that of 2017; 2016 makes all objects one. Without any list all
+    sequences are taken. MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are
+    missing; ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
     """
     homes = []
     for home in set_folders(Path(root)):
@@ -354,7 +337,7 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
 
 def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVideo:
     """A sequence of DAVIS. White masks (DAVIS 2016) show one object, number 1; `one_object` merges all objects."""
-    paths = [path for path in data.find_files(folder) if path.parent == folder and data.is_image(path)]
+    paths = [path for path in find_files(folder) if path.parent == folder and is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
     if not paths:
         raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
@@ -380,7 +363,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         if mask.shape != first.shape:
             raise ValueError(f"{mask_paths[index]}: a mask of {size_text(mask)}, but its video is {size_text(first)}")
         if white:
-            return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
+            return (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
 
     objects = [1] if white or one_object else sorted(numbers - {VOID})

@@ -69,11 +69,10 @@ def _two_tones(rng: np.random.Generator) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _textures(count: int = 48) -> list[np.ndarray]:
+def _textures() -> list[np.ndarray]:
     """The textures of layers: uint8 (256, 256, 3), mean about 128, standard deviation about 50."""
-    rng = np.random.default_rng(0)
-    bank = []
-    for i in range(count):
+    rng, bank = np.random.default_rng(0), []
+    for i in range(48):
         if i % 4 == 0:
             colour = _noise(rng, rng.uniform(0.8, 1.5), 3)
             texture = colour + 2 * colour.mean(axis=2, keepdims=True)
@@ -272,26 +271,22 @@ class MovingShapes(Dataset):
         classes = rng.integers(1, len(SHAPE_CLASSES), n)
         classes[0] = 0
         variants = [_silhouettes()[c - 1] for c in classes[1:]]
-        squeeze = np.stack((np.ones(n), rng.uniform(0.5, 1, n)), axis=1)
+        radii = radius[:, None] * np.stack((np.ones(n), rng.uniform(0.5, 1, n)), axis=1)
         gains = np.tile((1.0, 0.0), (self.frames, 1))
         if rng.random() < 1 / 3:
             gains += self.brightness * rng.uniform(-1, 1, (self.frames, 2)) * (1, 50)
         bank = _textures() if self.colouring == "own" else _grey_textures()
         numbers = rng.integers(0, len(bank), n)
         zooms = (0.5, 1.9) if self.colouring == "own" else (0.85, 1.18)  # less than from one size to the next
-        texture_maps = _affine(
-            rng.uniform(0, TEXTURE_SIZE, (n, 2)), rng.uniform(*zooms, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)
-        )
+        origins = rng.uniform(0, TEXTURE_SIZE, (n, 2))
         return _Scene(
             textures=[bank[i] for i in numbers],
-            texture_maps=texture_maps,
+            texture_maps=_affine(origins, rng.uniform(*zooms, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)),
             numbers=numbers,
             colours=self._frame_colours(rng, n),
             classes=classes,
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
-            silhouette_maps=_affine(
-                np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / (radius[:, None] * squeeze)
-            ),
+            silhouette_maps=_affine(np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / radii),
             to_pixel=to_pixel,
             from_pixel=np.linalg.inv(to_pixel),
             reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
@@ -350,8 +345,7 @@ class MovingShapes(Dataset):
                 canvas[window] = cv2.blendLinear(texture, canvas[window], alpha, 1 - alpha)
                 labels[window][alpha >= 0.5] = layer
         gain, offset = scene.gains[t]
-        if gain != 1:
-            canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
+        canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
         return canvas.transpose(2, 0, 1), labels
 
     def _motion(
@@ -432,14 +426,10 @@ def recoloured_objects(count: int, seed: int, size: int = 96, frames: int = 12) 
     noise of deviation 4.
     """
     options = {"max_shapes": 1, "radius": (0.3, 0.5), "motion": (0.05, 0.35), "colouring": "anew"}
-    clips, rng, found = (
-        MovingShapes(100 * count, (size, size), frames, seed, **options),
-        np.random.default_rng(seed),
-        [],
-    )
-    for index in range(len(clips)):
-        scene, other = clips._scene(index), _grey_textures()[rng.integers(TEXTURES)]
-        last = scene._replace(textures=[other, scene.textures[1]])
+    clips = MovingShapes(100 * count, (size, size), frames, seed, **options)
+    rng, found = np.random.default_rng(seed), []
+    for scene in map(clips._scene, range(len(clips))):
+        last = scene._replace(textures=[_grey_textures()[rng.integers(TEXTURES)], scene.textures[1]])
         images, layers = zip(clips._render(scene, 0), clips._render(last, frames - 1), strict=True)
         masks = [cv2.erode(layer, np.ones((5, 5))) for layer in layers]
         if min(mask.sum() for mask in masks) >= size**2 / 10:

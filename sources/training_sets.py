@@ -9,10 +9,10 @@ Each set lies one folder below the data root, as its archive unpacks; only frame
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,21 +23,11 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
 
 from data import Clip, FramePairs, MissingSet, Transform, is_image, load_image
-from sources import read_table, set_folders, visible_glob
+from sources import read_table, set_folders, split_number, visible_glob
 
-
-class VideoSet(NamedTuple):
-    """A data set of video, laid out as its archives unpack."""
-
-    name: str
-    title: str
-    url: str
-    frames: str  # where they lie in the set's own folder, as a pattern; a frame's name ends in its number
-    is_multiview: str  # of KITTI: it has frames from 00 on, and those that are measured stay out of training
-
-
-VIDEO_SETS = {row["name"]: VideoSet(**row) for row in read_table("video_sets.csv")}
-"""The sets of the paper's flow task by name."""
+VIDEO_SETS = {row["name"]: row for row in read_table("video_sets.csv")}
+"""The sets of the paper's flow task by name: `title`, `url`, and the pattern of their `frames` in the set's own folder.
+KITTI's with `is_multiview` have frames from 00 on, and those that are measured stay out of training."""
 
 
 @dataclass(frozen=True)
@@ -65,55 +55,47 @@ class VideoClips(NamedTuple):
 
 
 def find_video_set(name: str, root: Path) -> VideoClips | None:
-    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged."""
-    video_set = VIDEO_SETS[name]
-    sign = video_set.frames.replace("*_*", "*_00.*") if video_set.is_multiview else video_set.frames
+    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged.
+
+    The numbers in a clip are consecutive; what stands before them in the names of its frames is alike.
+    """
+    pattern, is_multiview = VIDEO_SETS[name]["frames"], VIDEO_SETS[name]["is_multiview"]
+    sign = pattern.replace("*_*", "*_00.*") if is_multiview else pattern
     folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
     if not folders:
         return None
     if len(folders) > 1:
         raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
-    frames = filter(is_image, visible_glob(folders[0], video_set.frames))
-    # True flow leads from frame 10 to 11 of each scene: 9 to 12 stay out (field).
-    found = VideoClips(folders[0], *_consecutive_frames(frames, range(9, 13) if video_set.is_multiview else ()))
-    if not found.clips:
-        raise ValueError(f"{found.path}: no two frames of {video_set.title} are consecutive; unpack the archive again")
-    return found
-
-
-def _consecutive_frames(paths: Iterable[Path], left_out: Sequence[int]) -> tuple[list[Clip], list[str]]:
-    """Clips of frames with consecutive numbers, without those left out, and a note for each gap.
-
-    The number is the digits at the end of a file's name; what stands before them identifies the clip.
-    """
     frames_of_clip: dict[tuple[Path, str], dict[int, Path]] = {}
-    for path in paths:
-        prefix, digits = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
-        if not digits:
-            raise ValueError(f"{path}: its name does not end in the number of the frame; rename or remove it")
+    for path in filter(is_image, visible_glob(folders[0], pattern)):
+        prefix, digits = split_number(path)
         frames_of_clip.setdefault((path.parent, prefix), {})[int(digits)] = path
-    clips, notes = [], []
+    measured = range(9, 13) if is_multiview else ()  # true flow leads from frame 10 to 11 of each scene (field)
+    found = VideoClips(folders[0], [], [])
     for (folder, _), frames in frames_of_clip.items():
         numbers = sorted(frames)
         if len(numbers) == 1:
             raise ValueError(f"{frames[numbers[0]]}: the only frame of its clip; unpack the archive again")
         for before, after in pairwise(numbers):
             if after > before + 1:
-                notes.append(f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap")
-        kept = enumerate(number for number in numbers if number not in left_out)
-        for _, run in groupby(kept, key=lambda place_and_number: place_and_number[1] - place_and_number[0]):
-            run = [frames[number] for _, number in run]
+                note = f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap"
+                found.notes.append(note)
+        kept = np.array([number for number in numbers if number not in measured])
+        for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
             if len(run) > 1:
-                clips.append(Clip(folder, run))
-    return clips, notes
+                found.clips.append(Clip(folder, [frames[number] for number in run]))
+    if not found.clips:
+        title = VIDEO_SETS[name]["title"]
+        raise ValueError(f"{found.path}: no two frames of {title} are consecutive; unpack the archive again")
+    return found
 
 
 class Mix(ConcatDataset):
     """Several sets of pairs as one, each repeated a number of times in a pass."""
 
-    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: list[str] | None = None):
+    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: Sequence[str] = ()):
         super().__init__([part for name, part in parts.items() for _ in range(repeats[name])])
-        self.parts, self.repeats, self.notes = parts, {name: repeats[name] for name in parts}, notes or []
+        self.parts, self.repeats, self.notes = parts, repeats, notes
         self.file_count = sum(part.file_count for part in parts.values())
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
@@ -152,8 +134,8 @@ def open_mix(data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, tra
 
 def how_to_get(name: str) -> str:
     """Where to download a video set, and its layout."""
-    _, title, url, frames, _ = VIDEO_SETS[name]
-    return f"{name} ({title}): download it from {url}, unpack it to ANY_FOLDER/{frames}"
+    layout = "{name} ({title}): download it from {url}, unpack it to ANY_FOLDER/{frames}"
+    return layout.format_map(VIDEO_SETS[name])
 
 
 def describe_mix(mix: Mix) -> str:

@@ -76,7 +76,9 @@ def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, m
     lines = [json.loads(line) for line in before.splitlines()]
     assert [(line["name"], line["seed"], line["steps"]) for line in lines] == [("random", 0, 0), ("mcjepa", 0, 2)]
     for line in lines:
-        assert {"EPE", "object", "object, stride 8", "J&F, 8", "J&F, 8+16"} <= line["measures"].keys()
+        measures = line["measures"]
+        assert {"EPE", "object", "object, stride 8", "J&F, 8", "J&F, 8+16"} <= measures.keys()
+        assert measures["texture"] == max(each for name, each in measures.items() if name.startswith("texture, "))
     curves = json.loads((tmp_path / "curves" / lines[1]["curves"]).read_text())
     assert curves["step"] == [2] and curves["validation/epe"][0] > 0 and curves["weighted/vicreg_variance"][0] > 0
     run.main([*words, "1", "11"])

@@ -95,6 +95,15 @@ def test_gradients_of_warp_equal_finite_differences_and_are_finite_outside_and_o
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+@paddings
+def test_a_flow_that_is_no_number_does_not_crash_the_process(padding):  # torch's kernel would
+    x, flow = normal(0, 1, 2, 8, 8).float(), normal(1, 1, 2, 8, 8).float()
+    flow[0, 0, :4], flow[0, 1, 2:6] = math.nan, math.inf
+    x.requires_grad_(), flow.requires_grad_()
+    warp(x, flow, padding=padding)[..., 6:, :].sum().backward()
+    assert x.grad.isfinite().all() and flow.grad[:, :, 6:].isfinite().all()
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_warp_hits_the_pixel_in_wide_float32_frames_also_under_autocast(autocast):
     """Coordinates in bfloat16 would turn 300.3 into 300, or 1000.3 into 1000."""

@@ -385,6 +385,12 @@ def test_bad_steps_are_skipped_and_ten_in_a_row_end_the_run_across_a_stop(monkey
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
+def test_a_run_whose_weights_diverge_ends_with_one_line_and_its_flow_does_not_crash(tmp_path, capsys):
+    flags = ("--learning-rate", 1e30, "--warmup-epochs", 0, "--flow-start-epoch", 0, "--epochs", 9)
+    assert "10 steps in a row were not finite" in fails(capsys, *TINY, *flags, "--output-dir", tmp_path)
+    assert records(tmp_path, "skipped")[0]["step"] > 1
+
+
 def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tmp_path, capfd):
     clips, images = write_frames(tmp_path / "clips/one", 10).parent, write_frames(tmp_path / "images", 15)
     (clips / "one/003.png").write_bytes(b"")
