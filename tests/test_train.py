@@ -602,7 +602,7 @@ def test_the_config_file_of_a_run_reproduces_it(whole, tmp_path):
     assert recorded[1] == recorded[0] | {"output_dir": str(tmp_path)}
 
 
-def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_default(tmp_path):
+def test_presets_come_back_from_their_config_files_the_paper_s_is_the_default_and_others_are_unknown(tmp_path, capsys):
     for name, preset in train.PRESETS.items():
         every_kind = replace(preset, init=Path("a\udcfc ü.pt"), sets=("kitti", "hd1k"), max_steps=3, compile=True)
         for config in (every_kind, preset):
@@ -620,6 +620,8 @@ def test_presets_come_back_from_their_config_files_and_the_paper_s_is_the_defaul
         train.parse([str(tmp_path / "config.json")])
     assert train.parse(["--flow-start-epoch", "10"]) == train.Config() == train.PRESETS["paper"]
     assert (train.Config().epochs, train.Config().model.encoder) == (100, "convnext_tiny")
+    assert "unknown preset 'packet': choose paper, pocket" in fails(capsys, "packet")
+    assert "none.json" in fails(capsys, tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
@@ -649,8 +651,3 @@ def test_a_mistake_is_one_line_that_names_it(flags, words, monkeypatch, tmp_path
         path.write_text("no picture")
     assert words in fails(capsys, *TINY, "--output-dir", "run", *flags.split())
     assert not list(tmp_path.rglob("checkpoint.pt"))
-
-
-def test_a_first_word_that_is_unknown_is_named(tmp_path, capsys):
-    assert "unknown preset 'packet': choose paper, pocket" in fails(capsys, "packet")
-    assert "none.json" in fails(capsys, tmp_path / "none.json")
