@@ -259,6 +259,8 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
         if folder is None:
             raise MissingSet(f"{root}: no {' or '.join(names)} in it; expected train/CLASS/a.jpg and val/CLASS/b.jpg")
         paths = ImageFiles(folder).paths
+        if direct := [path for path in paths if path.parent == folder]:
+            raise ValueError(f"{direct[0]}: has no class; expected {folder.name}/CLASS/{direct[0].name}")
         paths = [paths[place] for place in np.linspace(0, len(paths) - 1, min(max(count, 1), len(paths))).astype(int)]
         labels = [path.relative_to(folder).parts[0] for path in paths]
         classes = classes or {label: number for number, label in enumerate(dict.fromkeys(labels))}

@@ -1132,12 +1132,14 @@ def test_images_in_folders_are_classified_and_colour_stands_beside(tmp_path, typ
     assert code == 0, err
     (table,) = table_rows(screen, "data [%]")
     scores = json.loads((tmp_path / "out/knn.json").read_text())["scores"]
-    assert list(table) == [*(f"ours stride {s}" for s in (64, 32, 16, 8, 4, 2)), "colour", "chance"]
+    assert list(table) == [*(f"random stride {s}" for s in (64, 32, 16, 8, 4, 2)), "colour", "chance"]
     assert scores["colour"] == {"k-NN": 1.0, "ridge": 1.0} and table["colour"] == {"k-NN": 100, "ridge": 100}
     assert scores["chance"]["ridge"] == pytest.approx((8 * 2 + 7) / 45)  # of 15 images and 15 // 5 queries
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 0), "--size at least 1")
     (tmp_path / "data/test/red").rename(tmp_path / "data/test/blue")
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 64), "blue is no class of")
+    (tmp_path / "data/train/red/3.png").rename(tmp_path / "data/train/3.png")
+    assert_one_line(typed("knn", "--model", "colour", *options), "train/3.png: has no class; expected train/CLASS")
 
 
 def test_the_search_finds_what_keeps_its_features_and_never_itself_for_texture_and_shape(monkeypatch):

@@ -96,7 +96,7 @@ def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "TABLES", {"1": ("vicreg",)})
+    monkeypatch.setattr(run, "TABLES", {"1": ("mcjepa",)})
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
     words = ["--table", "1", "--steps", "20", "--seeds", "0", "--workers", "0", *TINY.split()]
     words += ["--results", str(tmp_path / "results.jsonl"), "--output-dir", str(tmp_path / "runs")]
@@ -104,10 +104,10 @@ def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_othe
     (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert line["diverged"] and not line["measures"]
     (tmp_path / "results.jsonl").unlink()
-    (metrics,) = (tmp_path / "runs").glob("vicreg_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
+    (metrics,) = (tmp_path / "runs").glob("mcjepa_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
     metrics.unlink()
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=1)))
-    with pytest.raises(SystemExit, match="error: 1 runs failed, see above: vicreg, seed 0"):
+    with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
         run.main(words)
     assert not (tmp_path / "results.jsonl").exists()
 
