@@ -60,6 +60,24 @@ def test_a_pyramid_is_coarsest_first_with_the_channels_and_strides_of_the_encode
 
 
 @names
+def test_the_features_of_an_image_do_not_depend_on_the_rest_of_the_batch_nor_on_its_order(name):
+    encoder, batch = encoder_of(name), images(3, 64, 70)
+    with torch.no_grad():
+        levels = encoder(batch)
+        for order in ([2, 0, 1], [1]):
+            for level, other in zip(levels, encoder(batch[order]), strict=True):
+                torch.testing.assert_close(other, level[order], rtol=1e-3, atol=1e-3)
+                assert (level[0] - level[1]).abs().max() > 1e-4
+
+
+def test_convnext_repeats_the_last_row_and_column_of_an_odd_size():
+    encoder, x = encoder_of("convnext_tiny"), images(1, 65, 97)
+    with torch.no_grad():
+        for level, padded in zip(encoder(x), encoder(F.pad(x, (0, 1, 0, 1), mode="replicate")), strict=True):
+            torch.testing.assert_close(level, padded)
+
+
+@names
 def test_gradients_reach_every_parameter_and_the_image(name):
     encoder, x = new_encoder(name), images(2, 65, 70).requires_grad_()
     levels = encoder(x)

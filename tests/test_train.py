@@ -357,6 +357,27 @@ def test_a_step_of_both_tasks_waits_for_the_gpu_once():
     assert waits.names == ["aten::_local_scalar_dense"]
 
 
+def test_eight_processes_take_steps_across_the_flow_start(tmp_path):
+    torchrun(8, run, tmp_path, "--video-batch", 8, "--image-batch", 16, "--max-steps", 3)
+    assert learned(tmp_path) == "CCB"
+
+
+def test_where_the_tasks_alternate_each_takes_its_own_batches_one_after_the_other(monkeypatch, tmp_path):
+    drawn, make_loader = {}, train.make_loader
+
+    def spy(dataset, *arguments):
+        for batch in make_loader(dataset, *arguments):
+            drawn.setdefault((strategy, type(dataset).__name__), []).append(batch[0][0].double().mean().item())
+            yield batch
+
+    monkeypatch.setattr(train, "make_loader", spy)
+    for strategy in ("combined", "alternate_batches"):
+        run(tmp_path / strategy, "--strategy", strategy, "--flow-start-epoch", 0, "--max-steps", 6)
+    for data in ("ShapePairs", "ShapeImages"):
+        assert len(set(drawn["combined", data])) == 6
+        assert drawn["alternate_batches", data] == drawn["combined", data][:3]
+
+
 def test_a_step_that_one_process_alone_finds_bad_is_skipped_in_both(tmp_path):
     def run_and_keep_weights():
         models, over_processes = [], train.over_processes
