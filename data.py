@@ -16,7 +16,7 @@ import signal
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -138,7 +138,10 @@ def _shift(folder: Path, name: str) -> int:
 
 def _open_video(path: Path) -> tuple[Any, Any]:
     """FFmpeg's container of a video file, and the video in it. BadFile, with the reason, if there is none."""
-    import av  # here, so that all else runs without it
+    try:
+        import av  # here, so that all else runs without it
+    except ImportError as error:
+        raise ValueError(f"{path}: videos are read by PyAV: pip install av") from error
 
     try:
         container = av.open(f"file:{path}", metadata_errors="replace")  # "file:": a colon in the name is no protocol
@@ -161,11 +164,12 @@ class VideoFile:
     def __init__(self, path: Path):
         container, stream = _open_video(path)
         self.path, self.rate = path, stream.average_rate  # frames per second, a Fraction; None if the file has none
-        self.stamps, packets = (), []
-        with suppress(Exception):  # where the file is damaged beyond repair, it ends
+        self.stamps, packets, guessed = (), [], container.format.flags & 0x80  # by FFmpeg (AVFMT_NOTIMESTAMPS)
+        with container, suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard and not packet.is_corrupt:
                     packets.append((packet.pts, packet.is_keyframe, packet.dts))
+        reordered = stream.codec_context.has_b_frames
         decoded = (frame.pts for _, frame in self.decode())
         first = list(islice(decoded, 10))
         if not first:
@@ -173,8 +177,7 @@ class VideoFile:
         stamps, coding = [pts for pts, _, _ in packets], [dts for _, _, dts in packets if dts is not None]
         frames = []
         if None not in (*stamps, *first) and len({*stamps}) == len(stamps) and coding == sorted(coding):
-            # FFmpeg guesses them (AVFMT_NOTIMESTAMPS), or they are those of coding.
-            guessed = container.format.flags & 0x80 or (stream.codec_context.has_b_frames and stamps == sorted(stamps))
+            guessed = guessed or (reordered and stamps == sorted(stamps))  # those are the times of coding
             frames = [] if guessed else sorted((pts, key) for pts, key, _ in packets if pts >= first[0])
         if [pts for pts, _ in frames[:10]] == first:
             self.stamps, keys = zip(*frames, strict=True)
@@ -185,15 +188,18 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def decode(self, key: int = 0) -> Iterator[tuple[int, Any]]:
-        """FFmpeg's frames from a key frame on (0: from the beginning), each after its stamp, or else its number."""
-        (container, stream), start, numbers = _open_video(self.path), None, count()
+    def decode(self, key: int = 0, opened: tuple[Any, Any] | None = None) -> Iterator[tuple[int, Any]]:
+        """FFmpeg's frames from a key frame on (0: from the beginning), each after its stamp, or else its number.
+
+        `opened` is the file, where it is open already.
+        """
+        (container, stream), start, numbers = opened or _open_video(self.path), None, count()
         if key:
             # By the key frame before: some containers look for the time of coding, or guess the first stamps.
             start, before = self.stamps[key], self.stamps[self.keys[key - 1]]
             with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from the beginning
                 container.seek(before, stream=stream)
-        with suppress(Exception):
+        with nullcontext() if opened else container, suppress(Exception):
             for packet in container.demux(stream):
                 if start is None or (packet.is_keyframe and packet.pts == start):
                     start = None
@@ -208,14 +214,14 @@ class _Decoder:
     """Decodes a video file forwards. `process` keeps a forked worker from sharing its parent's file position."""
 
     def __init__(self, video: VideoFile, process: int):
-        self.video, self.marks = video, video.stamps or range(len(video))
+        self.video, self.marks, self.opened = video, video.stamps or range(len(video)), _open_video(video.path)
         self.at, self.frames = math.inf, iter(())
 
     def read(self, place: int) -> Any:
         """FFmpeg's frame. BadFile if it cannot be decoded."""
         key, mark = self.video.keys[place], self.marks[place]
         if not self.marks[max(key - 10, 0)] <= self.at < mark:  # else it is faster to decode on
-            self.frames = self.video.decode(key)
+            self.frames = self.video.decode(key, self.opened if key else None)
         # From the beginning if FFmpeg went elsewhere, or its decoder needs more than that key frame.
         for frames in (self.frames, self.video.decode()):
             self.frames = frames

@@ -222,7 +222,7 @@ class Config:
 
     model: str = "small"
     """small (trained weights that come with the code), a checkpoint of train.py, or, except for flow, a state dict of
-    torchvision's convnext_tiny or resnet50. Baselines: random weights, for flow also zero, dis, for the rest colour."""
+    torchvision's convnext_tiny or resnet50. Baselines: random; flow: zero, dis; video, knn, features: colour."""
     output_dir: Path = Path("runs/evaluation")  # Where numbers and pictures go; files of the same name are replaced.
     encoder: EncoderName = "convnext_tiny"  # The network of --model random.
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.

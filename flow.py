@@ -28,7 +28,7 @@ def warp(
         flow: from frame t to frame t+1, in pixels, on the grid of frame t.
         padding: what lies outside of x: "border" (its nearest pixel) or "zeros".
 
-    Where the flow is NaN, the value is that of the centre of x.
+    A coordinate that is NaN is taken as the middle of x.
 
     Raises:
         ValueError: another padding (from torch).
@@ -41,7 +41,7 @@ def warp(
     grid = torch.stack(
         (torch.add(columns, u, alpha=2 / max(w - 1, 1)), torch.add(rows, v, alpha=2 / max(h - 1, 1))), dim=3
     )
-    # On a CPU, torch's kernel writes outside of its memory where a coordinate is NaN: the centre stands for it.
+    # On a CPU, torch's kernel writes outside of its memory where a coordinate is NaN: the middle stands for it.
     return F.grid_sample(x, grid.nan_to_num(0.0), mode="bilinear", padding_mode=padding, align_corners=True)
 
 

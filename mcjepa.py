@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -424,10 +423,9 @@ def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config
         raise FileNotFoundError(f"{path}: no such checkpoint{hint}")
     try:
         if Path(path).suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                notes = file.metadata()
-            weights = load(Path(path).read_bytes())
-            return {"model": weights, "config": json.loads(notes["config"]), "step": int(notes["step"])}
+            content = Path(path).read_bytes()
+            notes = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            return {"model": load(content), "config": json.loads(notes["config"]), "step": int(notes["step"])}
         if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch does not look at the checksums
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -470,7 +468,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         FileNotFoundError, ValueError: as `load_checkpoint`; also if weights and configuration do not fit.
     """
     checkpoint = load_checkpoint(path, parts=())
-    if "model" not in checkpoint:
+    if not {"model", "config"} <= checkpoint.keys():
         encoder = torchvision_name(checkpoint)
         if encoder is None:
             raise ValueError(f"{path}: neither a checkpoint of train.py nor torchvision's weights of an encoder")

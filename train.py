@@ -194,6 +194,9 @@ def check(config: Config) -> None:
         "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
         "--smallest-crop is a share of an image's area, up to 1": not 0 < config.smallest_crop <= 1,
         "--loss.gradient-ratio must not be negative": config.loss.gradient_ratio < 0,
+        "--shapes-motion is a share of the side, up to 1, and a power": not (
+            0 <= config.shapes_motion[0] <= 1 and 0 < config.shapes_motion[1] < math.inf
+        ),
         "--frame-strides needs --video-dir": config.frame_strides != (1,) and not config.video_dir,
         "--sets needs --data-root, and no --video-dir": config.sets and (not config.data_root or config.video_dir),
         f"--image-batch {images} must be a multiple of the {world} processes": images % world,

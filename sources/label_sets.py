@@ -365,7 +365,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         if mask.shape != first.shape:
             raise ValueError(f"{mask_paths[index]}: a mask of {size_text(mask)}, but its video is {size_text(first)}")
         if white:
-            return (mask > 127).to(mask.dtype)
+            return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
 
     objects = [1] if white or one_object else sorted(numbers - {VOID})

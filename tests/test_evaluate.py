@@ -1323,6 +1323,7 @@ MISTAKES = {
     "flow --model {root}/vicreg.pt": "vicreg",
     "flow --model {root}/head.pt": "not a model of this version of train.py, or a head of evaluate.py segmentation",
     "flow --benchmark sintel": "--benchmark needs --data-root",
+    "segmentation --benchmark voc": "--benchmark needs --data-root",
     "flow --split testing --data-root {root}/pairs": "--split testing, whose truth is secret",
     "flow --data-root {root}/pairs --video a.mp4": "exclude each other",
     "flow --video {root}/one.avi": "one.avi: a clip of 1 frame",

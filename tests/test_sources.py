@@ -152,6 +152,13 @@ def test_motions_range_from_below_a_pixel_to_the_bound_with_a_mean_of_three_to_f
     assert 2 < np.median(lengths) < 4 and 20 < np.quantile(lengths, 0.95) < lengths.max() < 38.4
 
 
+def test_brightness_changes_in_about_a_third_of_the_scenes_and_by_ten_percent_at_most():
+    plain, changing = MovingShapes(motion=(0.0, 1.0), brightness=0.0), MovingShapes(motion=(0.0, 1.0))
+    ratios = [(changing[i]["images"][0].mean() / plain[i]["images"][0].mean()).item() for i in range(150)]
+    assert 0.22 < np.mean([abs(ratio - 1) > 1e-6 for ratio in ratios]) < 0.45
+    assert min(ratios) > 0.8 and max(ratios) < 1.2
+
+
 def test_a_pixel_belongs_to_the_shape_that_covers_half_of_it(monkeypatch):
     black_and_white = np.zeros((2, 3, 4))
     black_and_white[1, :, 3] = 255
@@ -832,6 +839,14 @@ def test_labels_are_moved_with_the_image(seed, h, w, crop, axis):
     augment.change = lambda view: view / 4.0  # no colours
     image, labels = augment((4 * place).byte().expand(3, h, w).contiguous(), place)
     assert (image - labels)[:, labels != VOID].abs().max() <= 1
+
+
+def test_images_are_smoothed_before_they_are_made_smaller():
+    columns = (torch.arange(64) % 4 == 0) * 255  # between those that a bilinear look at every fourth place meets
+    augment = LabelAugmentation(16, 16, scale=(1.0, 1.0))
+    augment.change = lambda view: view.float() / 255  # no colours
+    picture, _ = augment(columns.byte().expand(3, 64, 64).contiguous(), torch.zeros(64, 64, dtype=torch.int64))
+    assert picture[:, :, 2:-2].mean().item() == pytest.approx(0.25, abs=0.03)
 
 
 def test_crops_lie_anywhere_half_of_them_flipped_and_colours_change_but_no_label():

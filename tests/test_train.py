@@ -659,6 +659,7 @@ def test_presets_come_back_from_their_config_files_the_paper_s_is_the_default_an
         ("--flow-start-epoch 2", "--flow-start-epoch 2 must be before the end, --epochs 2"),
         ("--image-batch 1", "--image-batch must be at least 2"),
         ("--smallest-crop 0", "--smallest-crop is a share"),
+        ("--shapes-motion -0.1 1", "--shapes-motion is a share of the side"),
         ("--loss.gradient-ratio -1", "must not be negative"),
         ("--model.estimator-factor 0", "factor 0 leaves no channels"),
         ("--output-dir text/000.png", "text/000.png"),
