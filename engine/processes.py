@@ -62,9 +62,9 @@ def connect(device: torch.device) -> None:
 
 def from_all(own: list) -> list:
     """The entries of all processes' lists, without repeats. While all are empty this costs a single number."""
-    lists, count = [own], torch.tensor(len(own))
+    lists = [own]
     if dist.is_initialized():
-        dist.all_reduce(count)
+        dist.all_reduce(count := torch.tensor(len(own)))
         if count:
             lists = [[]] * dist.get_world_size()
             dist.all_gather_object(lists, own)
