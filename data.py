@@ -188,16 +188,16 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def decode(self, key: int = 0, opened: tuple[Any, Any] | None = None) -> Iterator[tuple[int, Any]]:
-        """FFmpeg's frames from a key frame on (0: from the beginning), each after its stamp, or else its number.
+    def decode(self, opened: tuple[Any, Any] | None = None, key: int = 0) -> Iterator[tuple[int, Any]]:
+        """FFmpeg's frames from a key frame of the `opened` file on, each after its stamp.
 
-        `opened` is the file, where it is open already.
+        Without one from the beginning, where there are no stamps after their numbers.
         """
         (container, stream), start, numbers = opened or _open_video(self.path), None, count()
-        if key:
+        if opened:
             # By the key frame before: some containers look for the time of coding, or guess the first stamps.
-            start, before = self.stamps[key], self.stamps[self.keys[key - 1]]
-            with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from the beginning
+            start, before = self.stamps[key], self.stamps[self.keys[max(key - 1, 0)]]
+            with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from where it is
                 container.seek(before, stream=stream)
         with nullcontext() if opened else container, suppress(Exception):
             for packet in container.demux(stream):
@@ -221,7 +221,7 @@ class _Decoder:
         """FFmpeg's frame. BadFile if it cannot be decoded."""
         key, mark = self.video.keys[place], self.marks[place]
         if not self.marks[max(key - 10, 0)] <= self.at < mark:  # else it is faster to decode on
-            self.frames = self.video.decode(key, self.opened if key else None)
+            self.frames = self.video.decode(self.opened if self.video.stamps else None, key)
         # From the beginning if FFmpeg went elsewhere, or its decoder needs more than that key frame.
         for frames in (self.frames, self.video.decode()):
             self.frames = frames
