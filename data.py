@@ -189,9 +189,9 @@ class VideoFile:
         return len(self.keys)
 
     def decode(self, opened: tuple[Any, Any] | None = None, key: int = 0) -> Iterator[tuple[int, Any]]:
-        """FFmpeg's frames from a key frame of the `opened` file on, each after its stamp.
+        """FFmpeg's frames from a key frame of the `opened` file on, or from the beginning, each after its stamp.
 
-        Without one from the beginning, where there are no stamps after their numbers.
+        Where the file has no stamps, their numbers stand for them.
         """
         (container, stream), start, numbers = opened or _open_video(self.path), None, count()
         if opened:

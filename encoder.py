@@ -289,7 +289,7 @@ class Expander(nn.Sequential):
         super().__init__(*layers, nn.Linear(channels, widths[-1], bias=False))
 
     def forward(self, x: Float[Tensor, "n c"], views: int = 1) -> Float[Tensor, "n d"]:
-        """Pooled features to embeddings. `x` stacks so many `views`.
+        """Pooled features to embeddings. `x` stacks the samples of this many `views`.
 
         As in the official code, each has its own batch statistics; the large matrices are still read only once.
         """
