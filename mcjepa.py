@@ -267,10 +267,12 @@ class MCJEPA(nn.Module):
             The total, every term by name, and what to watch; see `Losses`.
         """
         parts: dict[str, tuple[Terms, Monitor]] = {}
-        if video is not None:
-            parts["flow"] = self._flow_terms(torch.cat(video), masks, regularisation)
         if views is not None:
             parts["content"] = self._content_terms(torch.cat(views))
+        # Last, so that its backward pass is first: the small sums of Eq. 6 over processes would have to wait until the
+        # gradients of the expander are through, which are hundreds of megabytes.
+        if video is not None:
+            parts["flow"] = self._flow_terms(torch.cat(video), masks, regularisation)
         if not parts:
             raise ValueError("nothing to learn from: give a video batch, an image batch, or both")
         tasks, unweighted, weighted, monitor = {}, {}, {}, {}

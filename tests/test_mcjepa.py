@@ -214,7 +214,12 @@ def save_gradients_of_this_process(path, flow, encoder):
     rank, (model, batches) = processes.rank(), model_and_batches(flow, encoder)
     parallel = DistributedDataParallel(model)  # must outlive the backward pass, whose gradients it averages
     losses = parallel(**{name: tuple(x.chunk(2)[rank] for x in batch) for name, batch in batches.items()})
+    order, all_reduce, channels = [], dist.all_reduce, model.encoder.channels
+    dist.all_reduce = lambda x: (order.append(x.shape), all_reduce(x))
+    model.expander[-1].weight.register_post_accumulate_grad_hook(lambda _: order.append("expander"))
     losses.total.backward()
+    sums_of_eq_6 = [place for place, size in enumerate(order) if size in [(c, c) for c in channels]]
+    assert not flow or sums_of_eq_6[len(channels) - 1] < order.index("expander")  # they do not wait for its gradients
     if rank == 0:
         torch.save(({name: p.grad for name, p in model.named_parameters()}, losses.monitor), path)
     dist.destroy_process_group()
