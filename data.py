@@ -42,16 +42,12 @@ Order = Callable[[np.random.Generator], np.ndarray]  # draws a permutation of th
 # --------------------------------------------------------------------------------------------------- files to frames
 
 
-class MissingSet(FileNotFoundError):
-    """A data set that is not in the folder at all, unlike one of which a part is missing."""
-
-
 class BadFile(ValueError):
     """A file that cannot be used, by its name and the reason. `make_loader` can skip a few of them."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a system leaves such a file beside those of a data set: .DS_Store, ._frame_0001.png, __MACOSX."""
+    """Whether a file is hidden or left behind by a system: .DS_Store, ._frame_0001.png, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -109,7 +105,7 @@ def load_image(path: str | Path, upright: bool = True) -> UInt8[Tensor, "3 h w"]
     with open_image(path) as image:
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of 32 bits, whose range is not known")
-        if image.mode.startswith("I") or ";16" in str(image.tile):  # of colours, Pillow would keep the upper 8 bits
+        if image.mode.startswith("I") or ";16" in str(image.tile):  # Pillow keeps only the upper 8 bits of colours
             values = _values_of_16_bits(path, upright) >> _shift(Path(path).parent, re.sub(r"\d", "", Path(path).name))
             return torch.from_numpy(values.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
         if upright:
@@ -127,7 +123,7 @@ def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _shift(folder: Path, name: str) -> int:
-    """By how many bits, so that images fit into 8: 20 are looked at of those that have this name without its digits."""
+    """How many bits to drop so that 16-bit images fit into 8, by about 20 that have this name without digits."""
     paths = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name)
     most = 0
     for path in paths[:: len(paths) // 20 + 1]:
@@ -164,7 +160,8 @@ class VideoFile:
     def __init__(self, path: Path):
         container, stream = _open_video(path)
         self.path, self.rate = path, stream.average_rate  # frames per second, a Fraction; None if the file has none
-        self.stamps, packets, guessed = (), [], container.format.flags & 0x80  # by FFmpeg (AVFMT_NOTIMESTAMPS)
+        self.stamps, packets = (), []
+        by_ffmpeg = container.format.flags & 0x80  # AVFMT_NOTIMESTAMPS: the file has none, FFmpeg counts up
         with container, suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
                 if packet.size and not packet.is_discard and not packet.is_corrupt:
@@ -175,10 +172,10 @@ class VideoFile:
         if not first:
             raise BadFile(f"{path}: no frame can be decoded; convert or remove it")
         stamps, coding = [pts for pts, _, _ in packets], [dts for _, _, dts in packets if dts is not None]
-        frames = []
-        if None not in (*stamps, *first) and len({*stamps}) == len(stamps) and coding == sorted(coding):
-            guessed = guessed or (reordered and stamps == sorted(stamps))  # those are the times of coding
-            frames = [] if guessed else sorted((pts, key) for pts, key, _ in packets if pts >= first[0])
+        regular = None not in (*stamps, *first) and len({*stamps}) == len(stamps) and coding == sorted(coding)
+        # Where the codec reorders frames, stamps in the order of the packets are the times of coding.
+        guessed = by_ffmpeg or (regular and reordered and stamps == sorted(stamps))
+        frames = sorted((pts, key) for pts, key, _ in packets if pts >= first[0]) if regular and not guessed else []
         if [pts for pts, _ in frames[:10]] == first:
             self.stamps, keys = zip(*frames, strict=True)
             self.keys = np.maximum.accumulate(np.arange(len(keys)) * keys).tolist()  # where to decode a frame from
@@ -189,15 +186,15 @@ class VideoFile:
         return len(self.keys)
 
     def decode(self, opened: tuple[Any, Any] | None = None, key: int = 0) -> Iterator[tuple[int, Any]]:
-        """FFmpeg's frames from a key frame of the `opened` file on, or from the beginning, each after its stamp.
+        """Yields (time stamp, FFmpeg's frame) from a key frame of the `opened` file on, or from the beginning.
 
-        Where the file has no stamps, their numbers stand for them.
+        Where the file has no time stamps, the number of the frame takes their place.
         """
         (container, stream), start, numbers = opened or _open_video(self.path), None, count()
         if opened:
-            # By the key frame before: some containers look for the time of coding, or guess the first stamps.
+            # Seeks to the key frame before it: some containers compare with coding times, or guess the first stamps.
             start, before = self.stamps[key], self.stamps[self.keys[max(key - 1, 0)]]
-            with suppress(Exception):  # where FFmpeg cannot go there, that key frame is looked for from where it is
+            with suppress(Exception):  # where FFmpeg cannot seek, decoding goes on from here
                 container.seek(before, stream=stream)
         with nullcontext() if opened else container, suppress(Exception):
             for packet in container.demux(stream):
@@ -285,8 +282,8 @@ class Clip(NamedTuple):
 class FramePairs(Dataset):
     """Pairs of frames (i, i + stride) of clips, each uint8 (3, h, w) RGB, or what `transform` makes of the two.
 
-    BadFile on reading a damaged image or frames of different sizes, where the transform raises ValueError, and for the
-    one pair of a clip that has a fault or is too short. ValueError if all clips are so.
+    Reading a pair raises BadFile if an image is damaged, the sizes differ, or the transform raises ValueError. A clip
+    that has a fault or is too short counts as one pair, which raises BadFile too; if all clips are so, ValueError.
     """
 
     def __init__(self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Transform | None = None):
@@ -378,9 +375,9 @@ class _GaussianBlur(v2.GaussianBlur):
 
 
 class ColorJitter(v2.ColorJitter):
-    """torchvision's in a fifth to a tenth of its time, which would be several times that of decoding the image.
+    """torchvision's, 5 to 10 times as fast: its own takes several times as long as decoding the image.
 
-    Rounded to bytes after each change as in Pillow, which the official code of VICReg uses.
+    The image returns to bytes after each change, as in Pillow, which the official code of VICReg uses.
     """
 
     def transform(self, inpt: UInt8[Tensor, "*b 3 h w"], params: dict[str, Any]) -> UInt8[Tensor, "*b 3 h w"]:
@@ -450,7 +447,7 @@ class FlowAugmentation:
         factor = max(1.0, crop_h / h, crop_w / w)
         if factor > 1 and not self.enlarge:
             raise ValueError(f"height {h} and width {w}, smaller than --crop {crop_h} {crop_w}; use a smaller --crop")
-        # The largest window of the crop's shape, at random, from both.
+        # A window of the crop's size, or the largest of its shape that fits, at one random place in both frames.
         window_h, window_w = (max(min(round(n / factor), most), 1) for n, most in ((crop_h, h), (crop_w, w)))
         top, left = (int(torch.randint(0, n + 1, ())) for n in (h - window_h, w - window_w))
         cut = [F.crop(image, top, left, window_h, window_w) for image in (image_1, image_2)]
@@ -480,7 +477,7 @@ class ShardedStream(Sampler):
 
     `position` counts the samples of all processes, `batch_size` those of one process in a step. Each pass over the data
     is another permutation, given by the seed: every item comes once per pass, whatever the number of processes, and a
-    run can start at any step. `order` stands for a plain permutation (see `Mix.order`).
+    run can start at any step. `order` replaces the plain permutation (see `Mix.order` in sources/training_sets.py).
     """
 
     def __init__(self, length: int, batch_size: int, stream: Stream = Stream(), order: Order | None = None):
@@ -502,9 +499,9 @@ class ShardedStream(Sampler):
 class SkipBadFiles(Dataset):
     """Reads `dataset[index]` and transforms it; an item is (item, sentences about bad files).
 
-    The next item takes the place of one that cannot be read: ValueError if more than `allowed` cannot; None: BadFile at
-    the first. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the process, and
-    its generator on the CPU keeps its state. The transform takes an image, or the two images of a pair.
+    The next item replaces one that cannot be read. More than `allowed` bad ones raise ValueError; if it is None, the
+    first raises BadFile. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the
+    process, and its generator on the CPU keeps its state. The transform takes an image, or the two images of a pair.
     """
 
     def __init__(self, dataset: Dataset, transform: Transform | None, seed: int, allowed: int | None = None):
@@ -525,7 +522,9 @@ class SkipBadFiles(Dataset):
                 if self.allowed is None:
                     raise
                 faults.append(str(error))
-                if len(set(faults)) > self.allowed or len(faults) == len(self.dataset):  # or none is good
+                if len(faults) == len(self.dataset):
+                    raise ValueError(f"none of {self.dataset.file_count} files can be used: {faults[0]}") from error
+                if len(set(faults)) > self.allowed:
                     counts = f"{len(faults)} of {self.dataset.file_count} files cannot be used"
                     raise ValueError(f"{counts}, and --bad-files allows {self.allowed}: {faults[0]}") from error
                 index = (index + 1) % len(self.dataset)
@@ -540,8 +539,9 @@ def _start_worker(worker: int) -> None:
     """Schedulers and Ctrl-C signal every process of a job, but a worker ends only when its parent signals SIGTERM."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in {"SIGUSR1", "SIGINT"} & {*dir(signal)}:  # Windows has one of them
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name in ("SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_end_on_parents_signal, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Encoders that turn images into feature pyramids, and the expander of VICReg.
+"""Encoders that turn images into feature pyramids, the expander of VICReg, and sums over processes with gradients.
 
 A pyramid is a list of feature maps, coarsest first: index 0 is the paper's level l = 1. An encoder has the `channels`
 and `strides` of its levels in the same order. For an h x w image of any size, the level of stride s measures
@@ -35,8 +35,8 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     """RGB images in [0, 1], on the device and in the precision of `like`, from what people have.
 
     Args:
-        images: a tensor (b, 3, h, w) or (3, h, w), float in [0, 1] or uint8; a NumPy array (h, w, 3) of the same; a PIL
-            image of 8 bits; or the path of an image file.
+        images: a tensor (b, 3, h, w) or (3, h, w), float in [0, 1] or uint8; a NumPy array (h, w, 3) with such values;
+            a PIL image of 8 bits; or the path of an image file.
 
     Raises:
         ValueError: it is none of these.
@@ -56,7 +56,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     x = images if images.ndim == 4 else images[None]
     if x.dtype == torch.uint8:
         return x.to(like.device).to(like.dtype) / 255
-    # A little more for images that were resized by a method that overshoots.
+    # A little more is allowed: some methods of resizing overshoot.
     inside = torch.compiler.is_exporting() or not x.numel() or (x.min() >= -0.5 and x.max() <= 1.5)
     if not x.is_floating_point() or not inside:
         raise ValueError(f"images are uint8, or floats in [0, 1], not {x.dtype} in [{x.min():g}, {x.max():g}]")
@@ -100,7 +100,7 @@ class ConvNeXtPyramid(nn.Module):
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
         for parent in [*self.features.modules()]:
             for name, layer in parent.named_children():
-                if type(layer) is nn.Linear:  # the same weights: on "meta", none are drawn
+                if type(layer) is nn.Linear:  # on "meta" no weights are drawn; it takes those of the layer
                     pointwise = PointwiseLinear(layer.in_features, layer.out_features, device="meta")
                     pointwise.weight, pointwise.bias = layer.weight, layer.bias
                     setattr(parent, name, pointwise)
@@ -114,9 +114,9 @@ class ConvNeXtPyramid(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Normalised images of any size to 6 feature maps, coarsest first."""
-        x, levels = images, []  # odd sizes are padded: a 2 x 2 convolution of stride 2 would drop the last row
+        x, levels = images, []
         for index, stem in enumerate(self.features[0]):
-            x = stem(pad_to_multiple(x, 2))
+            x = stem(pad_to_multiple(x, 2))  # else a 2 x 2 convolution of stride 2 drops the last of an odd number
             if index < 2:
                 levels.append(x)
         for index in range(1, 8, 2):
@@ -172,10 +172,9 @@ class SmallResNetPyramid(nn.Module):
     def __init__(self, blocks: int = 1, width: int = 32) -> None:
         super().__init__()
         self.channels = tuple(width * factor for factor in (16, 8, 4, 2, 1))
-        stem, *_ = widths = self.channels[::-1]
-        self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, 2, 1, bias=False), SyncBatchNorm(stem), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), SyncBatchNorm(width), nn.ReLU())
         self.stages = nn.ModuleList()
-        for n_in, n_out in pairwise(widths):
+        for n_in, n_out in pairwise(self.channels[::-1]):
             shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, 2, bias=False), SyncBatchNorm(n_out))
             first = BasicBlock(n_in, n_out, 2, shortcut, norm_layer=SyncBatchNorm)
             others = (BasicBlock(n_out, n_out, norm_layer=SyncBatchNorm) for _ in range(blocks - 1))
@@ -259,13 +258,17 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     try:
         encoder.load_torchvision(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises half a dozen kinds for a file that is not one of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{weights}: not a torchvision state dict of {name} ({reason})") from error
+        raise ValueError(f"{weights}: not a torchvision state dict of {name} ({first_line(error)})") from error
     return encoder
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def torchvision_name(state: dict[str, Tensor]) -> str | None:
-    """The name of the encoder that a state dict of torchvision belongs to, if any (shapes and all: no other depth)."""
+    """The name of the encoder that a state dict of torchvision fits, in names and shapes; None if it fits none."""
     for name, kind in ENCODERS.items():
         with suppress(AttributeError, RuntimeError):  # torchvision has no such network, or this is another one
             kind().load_torchvision(state)
@@ -356,6 +359,15 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     return _AllGather.apply(x.contiguous()) if several_processes() else x
 
 
+def gather_moments(moments: Float[Tensor, "2 d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """The variance and the mean of all processes' samples, from those of each (by the law of total variance).
+
+    Every process must hold equally many samples.
+    """
+    variances, means = gather(moments[None]).unbind(dim=1)  # each (processes, d)
+    return variances.mean(dim=0) + means.var(dim=0, correction=0), means.mean(dim=0)
+
+
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of (n, d) or (n, d, h, w) whose statistics in training are those of all processes' batches together.
 
@@ -372,11 +384,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         moments = torch.stack(torch.var_mean(precise, dim=(0, *range(2, x.ndim)), correction=0))
-        variances, means = gather(moments[None]).unbind(dim=1)  # (processes, d)
-        mean = means.mean(dim=0)
-        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)  # the law of total variance
+        variance, mean = gather_moments(moments)
         with torch.no_grad():
-            n = x.numel() / x.shape[1] * len(means)
+            n = x.numel() / x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)

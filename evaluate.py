@@ -9,22 +9,22 @@
     python evaluate.py video --model CHECKPOINT --data-root DATA --benchmark davis2017 --export SUBMIT
     python evaluate.py knn --model CHECKPOINT --data-root DATA                         # images in folders by class
     python evaluate.py features --model CHECKPOINT --video clip.mp4                    # a film of its features
-    python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # all of it
+    python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # flow, segmentation, video
 
 `--data-root` is the folder of a data set as its archive unpacks, or the folder above it; without it each command
 measures on MovingShapes, where colour identifies nothing. Numbers go to the screen and, with pictures, to
 `--output-dir`. The protocols read alike: open the data, run the method on each item, measure it, draw it, print the
 table, write the report.
 
-For `knn` and `video`, an encoder's batch norm first takes its statistics from the images that are measured (of `knn`:
-trained) on, for random weights and trained ones alike: no row is ahead because its training saw such images.
+For `video` and `knn`, an encoder's batch norm first takes its statistics from the data set (the first frames of up to
+20 videos, or the training images), for random and trained weights alike: no row gains from having seen such images.
 """
 
 import copy
 import hashlib
 import math
 import sys
-from collections import defaultdict, deque, namedtuple
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from functools import partial
 from itertools import accumulate, pairwise, product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,29 +49,23 @@ from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
 
 import mcjepa
-from data import MissingSet, Stream, TwoViews, VideoPairs, load_image, make_loader
+from data import Stream, TwoViews, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
 from engine.faults import one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
 from flow import warp
-from mcjepa import (
-    MCJEPA,
-    EncoderName,
-    ModelConfig,
-    load_checkpoint,
-    load_model,
-    pad_to_multiple,
-)
-from sources import flow_benchmarks, label_sets, read_table
+from mcjepa import MCJEPA, EncoderName, ModelConfig, load_checkpoint, load_model, pad_to_multiple
+from sources import MissingSet, flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import PALETTE, VOID, ImageClasses, LabelledImages, ObjectVideo
 from sources.moving_shapes import MovingShapes, Objects, ShapeImages, ShapeLabels, recoloured_objects
 
 UNSEEN_SEED = 1_618_033_988
 """Seed of the MovingShapes that are measured on. Training draws from its own `--seed`: never give it this one."""
-SHAPES_SIZE, SHAPES_PAIRS, SHAPES_IMAGES, SHAPES_VIDEOS, SHAPES_FRAMES, SHAPES_OBJECTS = 192, 200, 200, 20, 20, 200
-"""MovingShapes: height and width in pixels (the crop of the pocket preset), and how many of them are measured on."""
+SHAPES_SIZE = 192
+"""Height and width of these MovingShapes in pixels, the crop of the pocket preset."""
+SHAPES_PAIRS, SHAPES_IMAGES, SHAPES_OBJECTS, SHAPES_VIDEOS, SHAPES_FRAMES = 200, 200, 200, 20, 20
 FlowMethod = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, h, w) in [0, 1] to the flow (1, 2, h, w) from the first to the second, in pixels."""
 FeatureMethod = Callable[[Tensor], list[Tensor]]
@@ -261,8 +255,12 @@ def feature_method(config: Config, strides: Sequence[int]) -> tuple[FeatureMetho
     if not set(strides) <= set(known):
         wrong = " ".join(map(str, strides))
         raise ValueError(f"--stride {wrong}: the features have strides {', '.join(map(str, known))}")
-    pyramid = torch.no_grad()(lambda image: zip(known, model.encode(image), strict=True))
-    return lambda image: [level[0] for stride, level in pyramid(image) if stride in strides], model, config
+
+    @torch.no_grad()
+    def features(image: Float[Tensor, "1 3 h w"]) -> list[Float[Tensor, "d _ _"]]:
+        return [level[0] for stride, level in zip(known, model.encode(image), strict=True) if stride in strides]
+
+    return features, model, config
 
 
 @torch.no_grad()
@@ -287,7 +285,7 @@ def readable(
     items: Iterator[Any], count: int, unit: str, pictures: int, notes: list[str]
 ) -> Iterator[tuple[Any, bool]]:
     """The items, each with whether it gets a picture. One that cannot be read becomes a note, so that the others are
-    measured; ValueError if none can be read."""
+    measured; ValueError if none can be read. `items` must go on after an error: `map` does, a generator does not."""
     faults, pictured = [], spread(count, pictures)
     for index in tqdm(range(count), unit=unit, disable=None):
         try:
@@ -371,7 +369,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def method_name(model: str) -> str:
-    """For the names of files, so that no other method's are replaced: that of a baseline, or FOLDER_CHECKPOINT."""
+    """What files of a method are named after, so that none replaces another's: the baseline, or FOLDER_CHECKPOINT."""
     path = Path(model).resolve()
     return f"{path.parent.name}_{path.stem}" if path.is_file() else model
 
@@ -572,10 +570,10 @@ def flow_figure(
 ) -> UInt8[Tensor, "3 H W"]:
     """One picture to judge a flow by eye: from image 1 to image 2, in pixels, images in [0, 1].
 
-    Both frames, the flow, frame 2 warped to frame 1 by it, and the difference between that and frame 1, which is black
-    for a perfect flow. With the truth also its colours, on the same scale, and the end-point error; unknown truth is
-    black. Last the colour wheel: a point has the colour of the flow from the wheel's centre to it, and the titles say
-    how long the flow at the rim is.
+    It shows both frames, the flow, frame 2 warped to frame 1 by it, and the difference between that and frame 1, which
+    is black for a perfect flow. With the truth it also shows the truth's colours on the same scale, black where it is
+    unknown, and the end-point error. The last panel is the colour wheel: a point has the colour of the flow from the
+    wheel's centre to it, and the titles say how long the flow at the rim is.
     """
     scale = colour_scale(flow if truth is None else truth)
     warped = warp(image_2[None], flow[None])[0]
@@ -703,17 +701,27 @@ def sliding_scores(
     return total / times
 
 
-Recipe = namedtuple("Recipe", "steps warmup batch crop size learning_rate encoder_learning_rate")
-"""How a linear head is trained, alone or with the encoder; `size`: the images' shorter side in pixels."""
-PROTOCOL = Recipe(40_000, 1_500, 16, 512, 512, 1e-4, 1e-4)
-"""VICRegL and iBOT: AdamW, weight decay 0.05, poly schedule of power 1."""
+class Recipe(NamedTuple):
+    """How a linear head is trained, alone or with the encoder: by AdamW, with weight decay 0.05 and a poly schedule of
+    power 1. The defaults are those of VICRegL and iBOT."""
+
+    steps: int = 40_000
+    warmup: int = 1_500
+    batch: int = 16
+    crop: int = 512
+    size: int = 512  # the images' shorter side in pixels
+    learning_rate: float = 1e-4
+    encoder_learning_rate: float = 1e-4
+
+
+SMALL = Recipe(steps=400, warmup=40, batch=8, crop=352, size=360, learning_rate=5e-3, encoder_learning_rate=2e-4)
+"""For small data: minutes on two CPU cores (ours)."""
 RECIPES = {
-    "voc": PROTOCOL,
-    "ade20k": PROTOCOL._replace(steps=160_000),
-    "cityscapes": PROTOCOL._replace(size=1024),
-    # Small data, minutes on two CPU cores (ours).
-    "camvid": Recipe(400, 40, 8, 352, 360, 5e-3, 2e-4),
-    "shapes": Recipe(300, 30, 8, SHAPES_SIZE, SHAPES_SIZE, 1e-2, 2e-4),
+    "voc": Recipe(),
+    "ade20k": Recipe(steps=160_000),
+    "cityscapes": Recipe(size=1024),
+    "camvid": SMALL,
+    "shapes": SMALL._replace(steps=300, warmup=30, crop=SHAPES_SIZE, size=SHAPES_SIZE, learning_rate=1e-2),
 }
 
 
@@ -980,14 +988,15 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
         found, notes = label_sets.find_masked_videos(config.data_root, config.split, year)
         benchmark, config = config.benchmark or "DAVIS", replace(config, size=config.size or 480)
     features, model, config = feature_method(config, config.stride)
-    found, flow_model = found or list(shapes_videos()), copy.deepcopy(model)  # the flow is that of its own statistics
+    found, flow_model = found or list(shapes_videos()), copy.deepcopy(model)  # flow keeps the batch norms' averages
     if model:
-        firsts = (seen_frame(found[number], 0, config) for number in spread(len(found), 20))
+        firsts = map(lambda number: seen_frame(found[number], 0, config), spread(len(found), 20))
         estimate_batch_norms(model, (frame for frame, _ in readable(firsts, min(len(found), 20), "frame", 0, [])))
     measured, sequences = map(lambda video: (video, *measure_video(video, features, flow_model, config)), found), {}
     for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
         sequences[video.name] = entry
-        notes += [f"{video.name}: {entry['note']}"] * bool(entry["note"])
+        if entry["note"]:
+            notes.append(f"{video.name}: {entry['note']}")
         if pictured:
             write_picture(config.output_dir / "pictures" / f"{video.name}.png", objects_figure(video, masks))
         if config.export:
@@ -1084,7 +1093,8 @@ class KnnConfig(Config):
 def pooled_levels(
     model: MCJEPA | None, images: UInt8[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"]
 ) -> dict[str, Float[Tensor, "n _"]]:
-    """The features of each level, averaged over a mask of each image; without a model "colour", mean and deviation."""
+    """The features of each level, averaged over a mask of each image; without a model those of one level, "colour": the
+    mean and the deviation of each channel."""
     pooled = defaultdict(list)
     for batch, mask in zip(images.split(64), masks.split(64), strict=True):
         levels = {"colour": torch.cat((batch / 255, (batch / 255).square()), dim=1)}
@@ -1109,7 +1119,7 @@ def compared_levels(
     if model:
         model = copy.deepcopy(model).eval()
         shown = images[0][spread(len(images[0]), 1024)]
-        estimate_batch_norms(model, shown.tensor_split(-(-len(shown) // 64)))  # none of a single image
+        estimate_batch_norms(model, shown.tensor_split(-(-len(shown) // 64)))  # equal parts: none has a single image
     known, queries = (pooled_levels(model, *each) for each in zip(images, masks, strict=True))
     moments = {name: torch.std_mean(each, dim=0) for name, each in known.items()}
     return {n: [(x[n] - mean) / std.clamp(min=1e-6) for x in (known, queries)] for n, (std, mean) in moments.items()}
@@ -1161,7 +1171,7 @@ def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dic
 
 
 def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> float:
-    """How often, in [0, 1], a view of an unseen MovingShapes image finds its other view among so many, for train.py.
+    """How often, in [0, 1], a view finds the other view of its image among `count` unseen MovingShapes, for train.py.
 
     By the pooled features of the coarsest level, from which VICReg learns.
     """
@@ -1173,7 +1183,7 @@ def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> fl
 
 
 def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
-    """Nearest neighbours: of labelled images with ridge regression beside, or of shapes in other colours, by level."""
+    """Nearest neighbours and ridge regression on labelled images, or the search for recoloured shapes, by level."""
     if config.images < 2 or (config.size is not None and config.size < 1):
         raise ValueError("--images must be at least 2, and --size at least 1")
     models = {}
@@ -1184,7 +1194,7 @@ def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     if config.data_root is None:
         objects = recoloured_objects(SHAPES_OBJECTS, UNSEEN_SEED)
         benchmark, measure = "shapes", partial(search_among_shapes, objects=objects)
-        chance = {"object": 1 / SHAPES_OBJECTS}  # of texture and shape it is that of the others
+        chance = {"object": 1 / SHAPES_OBJECTS}  # for texture and shape, the object itself is left out
         for kind, numbers in (("texture", objects.textures), ("shape", objects.classes)):
             alike = numbers[:, None] == numbers
             chance[kind] = (alike.sum().item() - len(alike)) / (len(alike) * (len(alike) - 1))
@@ -1218,8 +1228,9 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
     """Features as colours: a picture for each image, or a film of a video."""
     if bool(config.images) == (config.video is not None):
         raise ValueError("give either --images or --video")
-    (features, _, config), stride = feature_method(config, [config.stride]), config.stride
-    name, count, film, notes = f"features_{stride}_{method_name(config.model)}", len(config.images), nullcontext(), []
+    features, _, config = feature_method(config, [config.stride])
+    stride, count, film, notes = config.stride, len(config.images), nullcontext(), []
+    name = f"features_{stride}_{method_name(config.model)}"
     if config.video:
         clip, count, rate = open_clip(config.video, config.max_frames)
         film = writing_film(config.output_dir / f"{config.video.stem}_{name}.mp4", rate)
@@ -1229,7 +1240,7 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
         if config.images:
             image = load_image(config.images[index])
         else:  # the last frame begins no pair
-            image = clip[min(index, len(clip) - 1)][index == len(clip)]
+            image = clip[index][0] if index < len(clip) else clip[-1][1]
         rows, columns = (-(-length // stride) for length in image.shape[1:])
         (cells,) = features(pad_to_multiple(image[None].float() / 255, 64))  # the coarsest stride
         return f"{stem}_{index:05d}", image, cells[:, :rows, :columns].cpu()
@@ -1270,9 +1281,9 @@ def principal_colours(samples: list[Float[Tensor, "d _ _"]]) -> Callable[[Tensor
 
 # ------------------------------------------------------------------------------------------------------------ Table 1
 
-PAPER = {row.pop("measure"): [float(x or "nan") for x in row.values()] for row in read_table("table1.csv")}
-METHODS = [*read_table("table1.csv")[0]][1:]
-"""The paper's Table 1: errors in pixels, shares in percent, by METHODS. Only servers know the tests."""
+_, *METHODS = read_table("table1.csv")[0]
+PAPER = {row["measure"]: [float(row[method] or "nan") for method in METHODS] for row in read_table("table1.csv")}
+"""The paper's Table 1, by METHODS: errors in pixels, shares in percent. The rows of tests are measured by servers."""
 
 
 @dataclass

@@ -28,8 +28,6 @@ def warp(
         flow: from frame t to frame t+1, in pixels, on the grid of frame t.
         padding: what lies outside of x: "border" (its nearest pixel) or "zeros".
 
-    A coordinate that is NaN is taken as the middle of x.
-
     Raises:
         ValueError: another padding (from torch).
     """
@@ -41,7 +39,7 @@ def warp(
     grid = torch.stack(
         (torch.add(columns, u, alpha=2 / max(w - 1, 1)), torch.add(rows, v, alpha=2 / max(h - 1, 1))), dim=3
     )
-    # On a CPU, torch's kernel writes outside of its memory where a coordinate is NaN: the middle stands for it.
+    # On a CPU, torch's kernel writes outside of its memory where a coordinate is NaN: it becomes 0, the middle of x.
     return F.grid_sample(x, grid.nan_to_num(0.0), mode="bilinear", padding_mode=padding, align_corners=True)
 
 
@@ -177,7 +175,7 @@ class LevelEstimator(nn.Module):
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
         # The first outputs are about a quarter unit, whatever the width and norm. With ten times smaller ones the flow
         # learns more slowly: after 300 steps on MovingShapes its error is 0.54 of zero flow's, instead of 0.33.
-        length = 3.0 if self.unit_length else 0.7 * math.sqrt(9 * channels)  # of the 3 x 3 pixels that an output sees
+        length = 3.0 if self.unit_length else 0.7 * math.sqrt(9 * channels)  # usual norm of the 3 x 3 pixels seen
         nn.init.normal_(self.last.weight, std=0.25 / length)
         nn.init.zeros_(self.last.bias)
 

@@ -34,7 +34,7 @@ def regression_loss(
 
     Returns:
         The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
-        valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
+        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
     """
     squared = (target - warped).square()
     if mask is None:
@@ -61,7 +61,7 @@ def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> F
             f"ssim_distance needs floats and at least 3 x 3 pixels, got {x.dtype}, {(*x.shape,)}, {(*y.shape,)}"
         )
 
-    # Several times faster on a CPU than avg_pool2d. (Named shapes here would be evaluated at each call.)
+    # Several times faster on a CPU than avg_pool2d. (No named shape: it would be evaluated at each call.)
     def window_mean(z: Tensor) -> Tensor:
         z = z[..., :-2] + z[..., 1:-1] + z[..., 2:]
         return (z[..., :-2, :] + z[..., 1:-1, :] + z[..., 2:, :]) / 9
@@ -111,7 +111,7 @@ def reconstruction_loss(
     if l2:
         parts.append((l2, difference.square(), mask))
     if ssim:
-        # Several times faster on a CPU than avg_pool2d. (Named shapes here would be evaluated at each call.)
+        # Several times faster on a CPU than avg_pool2d. (No named shape: it would be evaluated at each call.)
         def window_mean(z: Tensor) -> Tensor:
             z = z[..., :-2] + z[..., 1:-1] + z[..., 2:]
             return (z[..., :-2, :] + z[..., 1:-1, :] + z[..., 2:, :]) / 9
@@ -191,7 +191,7 @@ def cycle_consistency_loss(
 
     Returns:
         The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
-        valid. (mcjepa.py takes the mean of each pair first: it passes m / m.mean(dim=(1, 2, 3), keepdim=True).)
+        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
     """
     squared = (features - cycled).square()
     if mask is None:
@@ -202,7 +202,7 @@ def cycle_consistency_loss(
 
 
 def variance_loss(x: Float[Tensor, "n d"], gamma: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
-    """The variance term of VICReg: mean over the variables of max(0, gamma - sqrt(var + eps)), var over n - 1.
+    """The variance term of VICReg: mean over the variables of max(0, gamma - sqrt(var + eps)), var unbiased.
 
     Args:
         x: n samples of d variables.
@@ -218,7 +218,7 @@ def variance_loss(x: Float[Tensor, "n d"], gamma: float = 1.0, eps: float = 1e-4
 
 
 def covariance_loss(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """The covariance term of VICReg: the squares of the off-diagonal entries of the covariance, summed, over d.
+    """The covariance term of VICReg: the sum of the squared off-diagonal entries of the covariance, divided by d.
 
     For n < d the d x d covariance C = X'X / (n - 1) is never formed: ||X'X|| = ||XX'|| (Frobenius), and its diagonal
     is the variance, so the sum is ||XX'||^2 / (n - 1)^2 - sum(var^2), at a cost of O(min(n, d) n d).
@@ -256,7 +256,7 @@ def variance_covariance_loss(
             costly part, is not computed.
         gamma, eps: as in `variance_loss`.
         sum_over_processes: sums a tensor over all processes, with gradients; then the statistics are those of all
-            processes' positions. (Only moments are sent: 3 MB for the paper's six levels instead of 45 MB of features.)
+            processes' positions. (Only moments are sent: 3 MB for ConvNeXt-T, in place of 45 MB of features.)
 
     Returns:
         variance_weight * variance term + covariance_weight * covariance term.

@@ -28,7 +28,9 @@ from encoder import (
     Images,
     as_batch,
     build_encoder,
+    first_line,
     gather,
+    gather_moments,
     pad_to_multiple,
     several_processes,
     sum_over_processes,
@@ -47,7 +49,7 @@ from losses import (
 SHIPPED = {"small": Path(__file__).parent / "assets" / "mcjepa-small.safetensors"}
 """Trained weights that come with the code, by name (assets/README.md has their card)."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HIT_OFTEN_ENOUGH = 0.2  # a pixel that the range map hits less is occluded (field: DDFlow, ARFlow)
+RANGE_MAP_THRESHOLD = 0.2  # a pixel that the range map hits less is occluded (field: DDFlow, ARFlow)
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,7 @@ def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_
 def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
     """The standard deviation of each level over the positions of all processes, averaged over the channels."""
     moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
-    everywhere = gather(torch.cat(moments, dim=1)[None])  # all levels beside each other: (processes, 2, channels)
-    variances, means = everywhere.unbind(dim=1)
-    variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
+    variance, _ = gather_moments(torch.cat(moments, dim=1))  # of all levels beside each other
     levels = variance.sqrt().split([features.shape[1] for features in pyramid])
     return [level.mean() for level in levels]
 
@@ -261,7 +261,7 @@ class MCJEPA(nn.Module):
             masks: leave occluded pixels out; False while the flow is too young to find them (mask warm-up).
             regularisation: multiplies Eq. 6 (its warm-up).
 
-        As tensors on the CPU, `masks` and `regularisation` neither wait for a GPU nor compile again when they change.
+        Given as tensors on the CPU, `masks` and `regularisation` neither wait for a GPU nor cause it to recompile.
 
         Returns:
             The total, every term by name, and what to watch; see `Losses`.
@@ -269,8 +269,8 @@ class MCJEPA(nn.Module):
         parts: dict[str, tuple[Terms, Monitor]] = {}
         if views is not None:
             parts["content"] = self._content_terms(torch.cat(views))
-        # Last, so that its backward pass is first: the small sums of Eq. 6 over processes would have to wait until the
-        # gradients of the expander are through, which are hundreds of megabytes.
+        # Flow comes last, so that its backward pass runs first: otherwise the small sums of Eq. 6 over processes would
+        # wait for the gradients of the expander, hundreds of megabytes.
         if video is not None:
             parts["flow"] = self._flow_terms(torch.cat(video), masks, regularisation)
         if not parts:
@@ -278,8 +278,10 @@ class MCJEPA(nn.Module):
         tasks, unweighted, weighted, monitor = {}, {}, {}, {}
         for task, (terms, values) in parts.items():
             products = {name: coefficient * term for name, (term, coefficient) in terms.items()}
-            tasks[task], weighted, monitor = sum(products.values()), weighted | products, monitor | values
+            tasks[task] = sum(products.values())
             unweighted |= {name: term for name, (term, _) in terms.items()}
+            weighted |= products
+            monitor |= values
         detached = [{name: x.detach() for name, x in values.items()} for values in (unweighted, weighted, monitor)]
         return Losses(sum(tasks.values()), tasks, *detached)
 
@@ -308,7 +310,7 @@ class MCJEPA(nn.Module):
                 if not finest <= self.encoder.strides[level] <= coarsest:
                     continue
                 visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, features.shape[2:]))
-                mask = dict.fromkeys(config.masked, visible_l)
+                mask = {loss: visible_l for loss in config.masked}  # the others have none: every pixel counts
                 warped = warp(swap_frames(features), flow_l)
                 regression.append(regression_loss(features, warped, mask.get("regression")))
                 cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
@@ -382,7 +384,7 @@ class MCJEPA(nn.Module):
         flow = flow.detach()
         reverse = swap_frames(flow)
         consistent = self.loss_config.occlusion == "forward_backward"
-        visible = forward_backward_mask(flow, reverse) if consistent else range_map(reverse) >= HIT_OFTEN_ENOUGH
+        visible = forward_backward_mask(flow, reverse) if consistent else range_map(reverse) >= RANGE_MAP_THRESHOLD
         visible = visible.to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
         masked = (share >= self.loss_config.least_visible) & masks
@@ -432,7 +434,7 @@ def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         reason = "no file of tensors" if "weights_only" in reason else reason  # torch's advice would run its code
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
     if not isinstance(content, dict) or not {*parts} <= content.keys():
@@ -489,7 +491,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         model.expander = model.expander if has_expander else None
         model.load_state_dict({"flow_balance": model.flow_balance} | weights)  # older checkpoints have no balance
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         instead = "not a model of this version of train.py, or a head of evaluate.py segmentation"
-        raise ValueError(f"{path}: {instead} ({reason})") from error
+        raise ValueError(f"{path}: {instead} ({first_line(error)})") from error
     return model.eval().to(device)

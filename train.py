@@ -2,7 +2,7 @@
 
     python train.py pocket                                             # 2 CPU cores, minutes, generated data
     python train.py small                                              # hours, or minutes on a GPU with --workers 8
-    torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe
+    torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe, where it is known
     torchrun --nproc_per_node=8 train.py --data-root DATA              # on the paper's data sets
     python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
@@ -57,7 +57,7 @@ class Config:
     strategy: Literal["combined", "alternate_batches", "alternate_epochs", "frozen", "finetune"] = "combined"
     """How the tasks share the steps (paper, Table 5). combined: both in every step. alternate_...: in turns. frozen,
     finetune: content first (or --init), then flow alone, with the encoder frozen or learning."""
-    data_root: Path | None = None  # The paper's data sets, as their archives unpack. Without any: MovingShapes.
+    data_root: Path | None = None  # The paper's data sets, as their archives unpack. Without data: MovingShapes.
     sets: tuple[str, ...] = ()  # Only these videos of --data-root (names or prefixes): kitti, sintel, chairs, hd1k...
     video_dir: Path | None = None
     """Your own videos instead of those of --data-root: a tree of folders of frames or of video files, or one video."""
@@ -74,14 +74,15 @@ class Config:
     steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
     max_steps: int | None = None  # Stop after this many steps in all; the schedules stay those of --epochs.
     flow_start_epoch: float = 10.0
-    """Content trains alone until then (paper: 10); not with --init and frozen, finetune."""
+    """Content trains alone until then (paper: 10). M-JEPA starts at once, and so do frozen and finetune with --init."""
     image_batch: int = 384  # Images per step over all processes (second-hand: 384).
     video_batch: int = 8  # Video pairs per step over all processes (ours: 8; second-hand: 2, perhaps per process).
     image_size: int = 224  # Side of the two views (field, VICReg: 224).
     smallest_crop: float = 0.08  # Share of an image's area that a view shows at least (field, VICReg: 0.08).
     crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field: 384 832; second-hand: 256 512).
     shapes_motion: tuple[float, float] = (0.08, 0.35)
-    """Of MovingShapes' pairs: see `motion` in sources/moving_shapes.py (ours: 0.08 0.35)."""
+    """The largest shift of a MovingShapes pair as a share of its shorter side, and the power of the uniform number that
+    draws it: the lower, the more large ones (ours: 0.08 0.35)."""
     frame_strides: tuple[int, ...] = (1,)  # Distances in frames between the two of a pair from --video-dir.
 
     learning_rate: float = 3e-4  # Of the encoder and the expander (second-hand: 3e-4).
@@ -232,7 +233,7 @@ class Plan(NamedTuple):
         """Whether a step learns flow, and whether content: the strategies of Table 5."""
         if self.task == "vicreg" or step < self.flow_start:
             return False, True
-        if self.task == "mjepa" or self.strategy in ("frozen", "finetune"):
+        if self.task == "mjepa" or self.strategy in FLOW_ALONE:
             return True, False
         if self.strategy == "combined":
             return True, True
@@ -252,7 +253,17 @@ def first_flow_epoch(config: Config) -> float:
     return 0.0 if at_once else config.flow_start_epoch
 
 
-def make_plan(config: Config, videos: "Source | None", images: "Source | None") -> Plan:
+class Source(NamedTuple):
+    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes."""
+
+    kind: str  # "frames" or "images"
+    data: Dataset
+    transform: Callable | None
+    batch: int
+    note: str = ""  # printed at the start
+
+
+def make_plan(config: Config, videos: Source | None, images: Source | None) -> Plan:
     """The epochs of a configuration in steps. An epoch is one pass over the images; without any, over the pairs."""
     source = images or videos
     per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
@@ -272,14 +283,7 @@ def learning_rate_factor(config: Config, epoch: int | float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-class Source(NamedTuple):
-    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes."""
-
-    kind: str  # "frames" or "images"
-    data: Dataset
-    transform: Callable | None
-    batch: int
-    note: str = ""  # what the user is told of it
+# -------------------------------------------------------------------------------------------------------- its data
 
 
 def allowed_bad_files(config: Config, source: Source) -> int:
@@ -308,7 +312,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     """The video pairs, and the images in two views; None for a task that no step learns."""
     videos = images = None
     if config.task != "vicreg":
-        note = ""  # no transform: real pairs are augmented by their data set, which knows their files for an error
+        note = ""
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
             note = data.note
@@ -318,6 +322,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
         else:
             data = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed, motion=config.shapes_motion)
             note = "no --video-dir: training on generated videos, MovingShapes"
+        # No transform: real pairs are augmented by their data set, which can name the files in an error.
         videos = Source("frames", data, None, config.video_batch, note)
     if config.task != "mjepa" and not (config.strategy in FLOW_ALONE and first_flow_epoch(config) == 0):
         note = ""
@@ -332,6 +337,9 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
             note = "no --image-dir: training on generated images, frames of MovingShapes"
         images = Source("images", data, TwoViews(config.image_size, config.smallest_crop), config.image_batch, note)
     return videos, images
+
+
+# ----------------------------------------------------------------------------------------- its model and checkpoint
 
 
 def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Optimizer]:
@@ -366,7 +374,7 @@ class Run(NamedTuple):
     start: int
     best: float  # the lowest validation error so far
     faults: dict  # see `Faults.state`
-    notes: list[str]  # what the user is told at the start
+    notes: list[str]  # printed at the start
 
 
 def restore(config: Config, settings: dict, model: MCJEPA, optimizer: torch.optim.Optimizer) -> tuple[dict, list[str]]:
@@ -417,6 +425,9 @@ def open_run(config: Config) -> Run:
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 
+# --------------------------------------------------------------------------------------------------------- one step
+
+
 def choose_parts(config: Config, model: MCJEPA, flow_started: bool) -> None:
     """Sets which parts of the model learn, before the flow start and after it."""
     flow_alone = flow_started and config.strategy in FLOW_ALONE
@@ -432,13 +443,13 @@ def over_processes(config: Config, model: MCJEPA, device: torch.device) -> nn.Mo
     module: nn.Module = model
     if dist.is_initialized():
         alternates = config.strategy.startswith("alternate")
-        # Gradients are views of the buckets: otherwise they are there twice.
+        # Gradients are views of the buckets: otherwise they are stored twice.
         module = DistributedDataParallel(model, find_unused_parameters=alternates, gradient_as_bucket_view=True)
         # Batch norm's averages are alike, as its statistics are those of all processes.
         module.broadcast_buffers = False
     if not config.compile:
         return module
-    if config.loss.gradient_ratio:  # a backward pass compiled in a step without it must allow for it too
+    if config.loss.gradient_ratio:  # its backward passes keep the graph, which donated buffers forbid
         from torch._functorch import config as compiler
 
         compiler.donated_buffer = False
@@ -503,10 +514,11 @@ def take_step(
     if balances:
         balance = run.model.flow_balance
         numbers |= {"gradient_ratio": ratio, "flow_balance": balance.clone()}
+        # The first move goes all the way, later ones a fifth of it, so that no single batch upsets the balance (ours).
+        largest, rate = (10, 0.2) if flow_steps else (1000, 1.0)
         # Frames without motion or texture may have no gradient: they must not end the run.
-        factor = (config.loss.gradient_ratio / ratio).nan_to_num(1.0, posinf=1.0)
-        factor = factor.clamp(0.01, 10 if flow_steps else 1000)
-        balance.lerp_(balance * factor, 0.2 if flow_steps else 1.0)
+        factor = (config.loss.gradient_ratio / ratio).nan_to_num(1.0, posinf=1.0).clamp(0.01, largest)
+        balance.lerp_(balance * factor, rate)
     numbers |= {f"weighted/{name}": value for name, value in losses.weighted.items()} | losses.monitor
     return numbers, reports
 

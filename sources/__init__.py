@@ -5,7 +5,11 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data import MissingSet, is_hidden
+from data import is_hidden
+
+
+class MissingSet(FileNotFoundError):
+    """A data set that is not in the folder at all, unlike one of which a part is missing."""
 
 
 def visible_glob(root: Path, pattern: str) -> list[Path]:

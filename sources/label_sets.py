@@ -23,8 +23,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from data import BadFile, ColorJitter, ImageFiles, MissingSet, find_files, is_image, load_image, open_image, size_text
-from sources import find_set, read_lines, read_table, set_folders, visible_glob
+from data import BadFile, ColorJitter, ImageFiles, find_files, is_image, load_image, open_image, size_text
+from sources import MissingSet, find_set, read_lines, read_table, set_folders, visible_glob
 
 # ---------------------------------------------------------------------------------------------- labels of every pixel
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import ImageFolder
 
-from data import Clip, FramePairs, MissingSet, Transform, is_image, load_image
-from sources import read_table, set_folders, split_number, visible_glob
+from data import Clip, FramePairs, Transform, is_image, load_image
+from sources import MissingSet, read_table, set_folders, split_number, visible_glob
 
 VIDEO_SETS = {row["name"]: row for row in read_table("video_sets.csv")}
 """The sets of the paper's flow task by name: `title`, `url`, and the pattern of their `frames` in the set's own folder.

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -28,9 +29,9 @@ from torchvision.transforms.functional import normalize
 from torchvision.utils import flow_to_image
 
 import evaluate
-from data import MissingSet
 from evaluate import Config, SegmentationConfig, VideoConfig, follow_objects, run_segmentation, run_video
 from mcjepa import IMAGENET_MEAN, IMAGENET_STD, MCJEPA, LossConfig, ModelConfig, pad_to_multiple
+from sources import MissingSet
 from sources.label_sets import VOID
 from sources.moving_shapes import MovingShapes
 
@@ -973,6 +974,14 @@ def test_void_pixels_and_strangers_to_the_first_mask_never_count_and_missing_or_
     missing, damaged = report["notes"]
     assert missing == "bikes: frames without a mask: 1" and f"note: {missing}" in screen
     assert damaged.startswith(f"left out: {home / 'Annotations/480p/dogs/00003.png'}: ")
+
+
+def test_a_damaged_first_frame_leaves_its_sequence_out_of_the_measure_and_of_batch_norms_statistics(davis, tmp_path):
+    shutil.copytree(davis[0], tmp_path / "DAVIS")
+    (tmp_path / "DAVIS/JPEGImages/480p/cars/00000.jpg").write_bytes(b"damaged")
+    options = {"model": "random", "encoder": "resnet10_half", "size": 48, "pictures": 0}
+    report = evaluate.run_video(evaluate.VideoConfig(**options, data_root=tmp_path, output_dir=tmp_path / "out"))
+    assert list(report["sequences"]) == ["apples", "bikes"] and "cars/00000.jpg" in "".join(report["notes"])
 
 
 def test_a_copy_of_the_first_mask_stands_beside(davis):

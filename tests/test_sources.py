@@ -28,7 +28,8 @@ from torchvision.datasets import _optical_flow, utils
 
 import sources.moving_shapes
 import sources.training_sets
-from data import FlowAugmentation, FramePairs, MissingSet, ShardedStream, Stream, load_image, make_loader
+from data import FlowAugmentation, FramePairs, ShardedStream, Stream, load_image, make_loader
+from sources import MissingSet
 from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, submission_name, write_flow
 from sources.label_sets import (
     LABEL_SETS,
