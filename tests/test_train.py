@@ -653,7 +653,7 @@ def test_presets_come_back_from_their_config_files_the_paper_s_is_the_default_an
         ("--video-dir sizes --workers 1", "sizes, frames 000.png and 001.png: 96x80 px and 90x90 px"),
         ("--video-dir small", "height 40 and width 200, smaller than --crop 64 64"),
         ("--image-dir sizes", "2 images, fewer than --image-batch 4"),
-        ("--image-dir text --bad-files 1 --image-batch 2", "2 of 2 files cannot be used"),
+        ("--image-dir text --bad-files 1 --image-batch 2", "none of 2 files can be used"),
         ("--strategy frozen --flow-start-epoch 0", "needs a trained encoder: give --init"),
         ("--strategy alternate_epochs --task mjepa", "--strategy alternate_epochs is for two tasks"),
         ("--flow-start-epoch 2", "--flow-start-epoch 2 must be before the end, --epochs 2"),
