@@ -39,8 +39,9 @@ def warp(
     grid = torch.stack(
         (torch.add(columns, u, alpha=2 / max(w - 1, 1)), torch.add(rows, v, alpha=2 / max(h - 1, 1))), dim=3
     )
-    # On a CPU, torch's kernel writes outside of its memory where a coordinate is NaN: it becomes 0, the middle of x.
-    return F.grid_sample(x, grid.nan_to_num(0.0), mode="bilinear", padding_mode=padding, align_corners=True)
+    if x.device.type == "cpu":  # torch's kernel there writes outside of its memory where a coordinate is NaN
+        grid = grid.nan_to_num(0.0)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def resize_flow(flow: Float[Tensor, "b 2 h w"], size: Sequence[int]) -> Float[Tensor, "b 2 h2 w2"]:

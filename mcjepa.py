@@ -313,7 +313,7 @@ class MCJEPA(nn.Module):
                 mask = {loss: visible_l for loss in config.masked}  # the others have none: every pixel counts
                 warped = warp(swap_frames(features), flow_l)
                 regression.append(regression_loss(features, warped, mask.get("regression")))
-                cycled = warp(warp(features, swap_frames(flow_l)), flow_l)
+                cycled = warp(swap_frames(warped), flow_l)  # these are the features, warped to the other frame
                 cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
             if "reconstruction" not in config.masked:
                 visible = torch.ones_like(visible)
