@@ -100,17 +100,20 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 def load_image(path: str | Path, upright: bool = True) -> UInt8[Tensor, "3 h w"]:
     """An image file as RGB without transparency, upright by its EXIF orientation, or as it is stored.
 
-    16 bits become 8 by the same shift for all images whose names differ in digits alone, as the frames of a clip.
+    16 bits become 8 by the same shift for all images of a folder and ending, as the frames of a clip.
     """
     with open_image(path) as image:
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of 32 bits, whose range is not known")
         if image.mode.startswith("I") or ";16" in str(image.tile):  # Pillow keeps only the upper 8 bits of colours
-            values = _values_of_16_bits(path, upright) >> _shift(Path(path).parent, re.sub(r"\d", "", Path(path).name))
-            return torch.from_numpy(values.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
+            values = _values_of_16_bits(path, upright)
+            values = values >> max(_bits_to_drop(values), _shift(Path(path).parent, Path(path).suffix))
+            return torch.from_numpy(values.astype(np.uint8)).permute(2, 0, 1)
         if upright:
             with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
                 ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image.getexif().pop(0x0112, None)  # Pillow turns a TIFF by itself
         if "transparency" in image.info:  # straight to RGB, Pillow warns
             image = image.convert("RGBA")
         return F.pil_to_tensor(image.convert("RGB"))
@@ -121,15 +124,18 @@ def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), flags)[..., ::-1]
 
 
+def _bits_to_drop(values: np.ndarray) -> int:
+    return next(bits for bits in (0, 2, 4, 6, 8) if values.max() >> bits < 256)
+
+
 @lru_cache(maxsize=256)
-def _shift(folder: Path, name: str) -> int:
-    """How many bits to drop so that 16-bit images fit into 8, by about 20 that have this name without digits."""
-    paths = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name)
-    most = 0
+def _shift(folder: Path, ending: str) -> int:
+    """How many bits to drop so that about 20 images of a folder and ending, evenly spread, fit into 8."""
+    paths, most = sorted(path for path in folder.iterdir() if path.suffix == ending), 0
     for path in paths[:: len(paths) // 20 + 1]:
         with suppress(Exception):  # a damaged one
-            most = max(most, _values_of_16_bits(path).max())
-    return next(bits for bits in (0, 2, 4, 6, 8) if most >> bits < 256)
+            most = max(most, _bits_to_drop(_values_of_16_bits(path)))
+    return most
 
 
 def _open_video(path: Path) -> tuple[Any, Any]:
@@ -159,8 +165,8 @@ class VideoFile:
 
     def __init__(self, path: Path):
         container, stream = _open_video(path)
-        self.path, self.rate = path, stream.average_rate  # frames per second, a Fraction; None if the file has none
-        self.stamps, packets = (), []
+        self.path, self.stamps, packets = path, (), []
+        self.rate = stream.average_rate or stream.guessed_rate  # frames per second, a Fraction; None if unknown
         by_ffmpeg = container.format.flags & 0x80  # AVFMT_NOTIMESTAMPS: the file has none, FFmpeg counts up
         with container, suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):

@@ -42,12 +42,13 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
         ValueError: it is none of these.
         OSError: the file cannot be read.
     """
-    if isinstance(images, str | Path):
-        images = PIL.ImageOps.exif_transpose(PIL.Image.open(images))
+    is_path = isinstance(images, str | Path)
+    if is_path:
+        images = PIL.Image.open(images)
     if isinstance(images, PIL.Image.Image):
-        if images.mode[0] in "IF":
+        if images.mode[0] in "IF" or ";16" in str(getattr(images, "tile", "")):
             raise ValueError(f"mode {images.mode}, 16 or 32 bits: scale the image to [0, 1] and give it as an array")
-        images = np.array(images.convert("RGB"))
+        images = np.array((PIL.ImageOps.exif_transpose(images) if is_path else images).convert("RGB"))
     if isinstance(images, np.ndarray) and images.ndim == 3:
         images = torch.from_numpy(np.ascontiguousarray(images)).permute(2, 0, 1)
     if not isinstance(images, Tensor) or images.ndim not in (3, 4) or images.shape[-3] != 3:
@@ -56,10 +57,11 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     x = images if images.ndim == 4 else images[None]
     if x.dtype == torch.uint8:
         return x.to(like.device).to(like.dtype) / 255
+    if not x.is_floating_point():
+        raise ValueError(f"images are uint8, or floats in [0, 1], not {x.dtype}")
     # A little more is allowed: some methods of resizing overshoot.
-    inside = torch.compiler.is_exporting() or not x.numel() or (x.min() >= -0.5 and x.max() <= 1.5)
-    if not x.is_floating_point() or not inside:
-        raise ValueError(f"images are uint8, or floats in [0, 1], not {x.dtype} in [{x.min():g}, {x.max():g}]")
+    if not (torch.compiler.is_exporting() or not x.numel() or (x.min() >= -0.5 and x.max() <= 1.5)):
+        raise ValueError(f"images are uint8, or floats in [0, 1], not in [{x.min():g}, {x.max():g}]")
     return x.to(like.dtype).to(like.device)
 
 

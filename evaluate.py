@@ -51,7 +51,7 @@ from tqdm import tqdm
 import mcjepa
 from data import Stream, TwoViews, VideoPairs, load_image, make_loader
 from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replacing, save_checkpoint, write_json
-from engine.faults import one_line, run_command
+from engine.faults import check_numbers, one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
 from flow import warp
@@ -220,6 +220,9 @@ class Config:
     output_dir: Path = Path("runs/evaluation")  # Where numbers and pictures go; files of the same name are replaced.
     encoder: EncoderName = "convnext_tiny"  # The network of --model random.
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("steps", "size", "stride", "max_frames"))
 
 
 @dataclass
@@ -979,9 +982,8 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks and pictures."""
     if config.benchmark and config.data_root is None:
         raise ValueError("--benchmark needs --data-root: give that too")
-    frames, radius, topk, temperature = config.propagation
-    if min(*config.stride, topk) < 1 or not temperature > 0 or min(frames, radius) < 0:
-        raise ValueError("--stride and --propagation must be positive; frames and cells around may be 0")
+    if 0 in config.propagation[2:]:
+        raise ValueError("--propagation: the number of similar cells and the temperature must be above 0")
     benchmark, found, notes = "shapes", None, []
     if config.data_root is not None:
         year = config.benchmark.removeprefix("davis") if config.benchmark else None
@@ -1184,8 +1186,8 @@ def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> fl
 
 def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     """Nearest neighbours and ridge regression on labelled images, or the search for recoloured shapes, by level."""
-    if config.images < 2 or (config.size is not None and config.size < 1):
-        raise ValueError("--images must be at least 2, and --size at least 1")
+    if config.images < 2:
+        raise ValueError("--images must be at least 2")
     models = {}
     if config.model not in ("colour", "random"):
         models["ours"], config = open_model(config)

@@ -434,8 +434,8 @@ def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config
             raise ValueError("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
-        reason = first_line(error)
-        reason = "no file of tensors" if "weights_only" in reason else reason  # torch's advice would run its code
+        # torch's advice would run the file's code.
+        reason = "no file of tensors" if "weights_only" in str(error) else first_line(error)
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
     if not isinstance(content, dict) or not {*parts} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py, which holds model, config and step")

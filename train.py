@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import to_dtype
 
 from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, VideoPairs, make_loader
 from engine import checkpoint, processes
-from engine.faults import Faults, Report, run_command
+from engine.faults import Faults, Report, check_numbers, run_command
 from engine.log import Log, environment
 from evaluate import find_views, flow_errors_on_shapes, flow_figure, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
@@ -186,18 +186,18 @@ def check(config: Config) -> None:
     pairs = 0 if config.task == "vicreg" else config.video_batch
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
     one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
-    for name in ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "validation_pairs"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    counts = ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "validation_pairs")
+    check_numbers(config, (*counts, "image_size", "crop", "frame_strides", "model.expander"))
     mistakes = {
         "--video-batch must be at least 1": config.task != "vicreg" and pairs < 1,
         "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
         "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
         "--smallest-crop is a share of an image's area, up to 1": not 0 < config.smallest_crop <= 1,
-        "--loss.gradient-ratio must not be negative": config.loss.gradient_ratio < 0,
-        "--shapes-motion is a share of the side, up to 1, and a power": not (
-            0 <= config.shapes_motion[0] <= 1 and 0 < config.shapes_motion[1] < math.inf
+        "--shapes-motion is a share of the side, up to 1, and a power above 0": config.shapes_motion[0] > 1
+        or config.shapes_motion[1] == 0,
+        "--output-dir lies in --video-dir or --image-dir, whose images it would add to: name another": any(
+            folder and config.output_dir.resolve().is_relative_to(folder.resolve())
+            for folder in (config.video_dir, config.image_dir)
         ),
         "--frame-strides needs --video-dir": config.frame_strides != (1,) and not config.video_dir,
         "--sets needs --data-root, and no --video-dir": config.sets and (not config.data_root or config.video_dir),

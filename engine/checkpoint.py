@@ -27,9 +27,9 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
 
     Its folder is made if it is missing. The file that was there is moved to `former`, if that is given.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())  # otherwise the new name could reach the disk before the content

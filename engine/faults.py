@@ -1,11 +1,14 @@
 """What goes wrong in a run. What it survives is counted and reported once; what ends it is one line with the remedy."""
 
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
+from engine.checkpoint import as_json, flatten
 from engine.log import Log
 
 BAD_STEPS_IN_A_ROW = 10  # this many steps in a row with a loss or a gradient that is not finite end a run
@@ -61,6 +64,15 @@ class Faults:
         if self.in_a_row >= BAD_STEPS_IN_A_ROW:
             bad = f"{self.in_a_row} steps in a row were not finite ({', '.join(terms)})"
             raise ValueError(f"{bad}: lower the learning rates. The last checkpoint is good")
+
+
+def check_numbers(config: Any, at_least_1: Collection[str]) -> None:
+    """ValueError, with the flag, for a number of a configuration that is negative, not finite, or in these fields 0."""
+    for name, value in flatten(as_json(config)).items():
+        least = int(name in at_least_1)
+        for number in (value or [0]) if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not least <= number < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {number}")
 
 
 def one_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from data import load_image, open_image, size_text
+from data import is_image, load_image, open_image, size_text
 from sources import find_set, read_lines, split_number, visible_glob
 
 # ------------------------------------------------------------------------------------------------ files of true flow
@@ -35,14 +35,11 @@ def known_flow(flow: Float[Tensor, "b 2 h w"]) -> Bool[Tensor, "b 1 h w"]:
 def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h w"]]:
     """True flow in pixels and where it is known: Middlebury's .flo, FlyingThings3D's .pfm, or KITTI's 16-bit .png.
 
-    ValueError for another format, a file cut short, or one without any known flow.
+    ValueError for another format, or a file cut short.
     """
     read = {".png": _read_kitti_png, ".pfm": _read_pfm}.get(path.suffix, _read_flo)
     flow = torch.from_numpy(read(path)).permute(2, 0, 1)[None]
-    valid = known_flow(flow)
-    if not valid.any():
-        raise ValueError(f"{path}: no pixel of this flow is known")
-    return flow, valid
+    return flow, known_flow(flow)
 
 
 def _read_flo(path: Path) -> np.ndarray:
@@ -148,7 +145,7 @@ def _chairs(root: Path) -> Iterator[FlowFiles]:
     marks = next((read_lines(path) for path in lists if path.is_file()), None)
     for folder in (root / "data", root):
         flows = [flow for ending in ("flo", "png") for flow in visible_glob(folder, f"*_flow.{ending}")]
-        images = {path.stem: path for path in visible_glob(folder, "*_img1.*")} if flows else {}
+        images = {path.stem: path for path in filter(is_image, visible_glob(folder, "*_img1.*"))} if flows else {}
         for flow in flows:
             name = flow.stem.removesuffix("_flow")
             if marks is None or (name.isdecimal() and marks[int(name) - 1 : int(name)] == ["2"]):
@@ -252,7 +249,8 @@ def read_pair(files: FlowFiles) -> FlowPair:
     The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
     calls invalid (up to 1.4% of a pair) are unknown. Of KITTI: noc (not occluded), and with an obj_map bg and fg.
     """
-    image_1, image_2 = (load_image(path)[None].float() / 255 for path in (files.image_1, files.image_2))
+    upright = files.flow is None  # true flow is that of the pixels as they are stored
+    image_1, image_2 = (load_image(path, upright)[None].float() / 255 for path in (files.image_1, files.image_2))
     if image_1.shape != image_2.shape:
         sizes = f"{size_text(image_2)}, but {files.image_1} is {size_text(image_1)}"
         raise ValueError(f"{files.image_2}: {sizes}; flow needs one size")
@@ -265,6 +263,8 @@ def read_pair(files: FlowFiles) -> FlowPair:
     if "invalid" in masks:
         known = known & ~masks["invalid"]
         truth = torch.where(known, truth, torch.nan)
+    if not known.any():
+        raise ValueError(f"{files.flow}: no pixel of this flow is known")
     regions = {"all": known}
     if "occlusions" in masks:
         length = truth.norm(dim=1, keepdim=True)

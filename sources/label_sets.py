@@ -261,9 +261,10 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
         paths = ImageFiles(folder).paths
         if direct := [path for path in paths if path.parent == folder]:
             raise ValueError(f"{direct[0]}: has no class; expected {folder.name}/CLASS/{direct[0].name}")
-        paths = [paths[place] for place in np.linspace(0, len(paths) - 1, min(max(count, 1), len(paths))).astype(int)]
         labels = [path.relative_to(folder).parts[0] for path in paths]
         classes = classes or {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        places = np.linspace(0, len(paths) - 1, min(max(count, 1), len(paths))).astype(int)
+        paths, labels = [paths[place] for place in places], [labels[place] for place in places]
         if strangers := set(labels) - set(classes):
             raise ValueError(f"{folder}: the folder {min(strangers)} is no class of {root / 'train'}")
         images = [load_image(path) for path in paths]
@@ -303,7 +304,8 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
 
     The year chooses the list of sequences, by default that of 2017; 2016 makes all objects one. Without any list all
     sequences are taken. MissingSet: no DAVIS, or none of that year; FileNotFoundError: frames or a first mask are
-    missing; ValueError: DAVIS is there in several folders, or the first mask of a sequence shows no object.
+    missing; ValueError: DAVIS is there in several folders, or no sequence can be followed (if some can, notes name the
+    others).
     """
     homes = []
     for home in set_folders(Path(root)):
@@ -333,8 +335,16 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
         notes.append(f"no ImageSets/{year or '2017'}/{split}.txt: all {len(names)} sequences")
     if not names:
         raise FileNotFoundError(f"{listed or home / 'JPEGImages' / size}: no sequence in it")
-    folders = [(home / "JPEGImages" / size / name, home / "Annotations" / size / name) for name in names]
-    return [_open_video(frames, masks, one_object=year == "2016") for frames, masks in folders], notes
+    videos = []
+    for name in names:
+        folders = [home / kind / size / name for kind in ("JPEGImages", "Annotations")]
+        try:
+            videos.append(_open_video(*folders, one_object=year == "2016"))
+        except ValueError as error:
+            if name == names[-1] and not videos:
+                raise
+            notes.append(f"left out: {error}")
+    return videos, notes
 
 
 def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVideo:
@@ -347,11 +357,13 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
     if not mask_paths[0].is_file():
         raise FileNotFoundError(f"{mask_paths[0]}: missing; a sequence needs the mask of its first frame")
+    if len(paths) < 3:
+        raise ValueError(f"{folder}: {len(paths)} frame(s); the first and the last are not measured")
     first = read_ids(mask_paths[0])
     numbers = set(first.unique().tolist()) - {0}
     if not numbers:
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
-    if VOID in numbers and len(numbers) > 20:
+    if VOID in numbers and (len(numbers) > 20 or 20 < min(numbers) < VOID):
         raise ValueError(f"{mask_paths[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
     white = numbers == {VOID}
 

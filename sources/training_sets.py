@@ -198,6 +198,7 @@ def main(data_root: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     if len(sys.argv) != 2:
         sys.exit("usage: python -m sources.training_sets DATA")
     try:

@@ -1141,7 +1141,10 @@ def test_images_in_folders_are_classified_and_colour_stands_beside(tmp_path, typ
     assert list(table) == [*(f"random stride {s}" for s in (64, 32, 16, 8, 4, 2)), "colour", "chance"]
     assert scores["colour"] == {"k-NN": 1.0, "ridge": 1.0} and table["colour"] == {"k-NN": 100, "ridge": 100}
     assert scores["chance"]["ridge"] == pytest.approx((8 * 2 + 7) / 45)  # of 15 images and 15 // 5 queries
-    assert_one_line(typed("knn", "--model", "colour", *options, "--size", 0), "--size at least 1")
+    assert_one_line(typed("knn", "--model", "colour", *options, "--size", 0), "--size must be at least 1")
+    for part in ("train", "test"):  # one image, which is not among those that are taken
+        helpers.write_picture(tmp_path / f"data/{part}/lime/0.png", picture)
+    assert typed("knn", "--model", "colour", *options, "--size", 64, "--images", 15)[0] == 0
     (tmp_path / "data/test/red").rename(tmp_path / "data/test/blue")
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 64), "blue is no class of")
     (tmp_path / "data/train/red/3.png").rename(tmp_path / "data/train/3.png")

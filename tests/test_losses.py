@@ -191,6 +191,12 @@ def test_smoothness_loss_equals_the_published_code():
     close(losses.smoothness_loss(flow, image, edge_weight, order=2), 2 * numbers["second_order"])
 
 
+def test_smoothness_loss_needs_an_order_that_it_knows_and_sides_that_are_longer():
+    for order, h, w in ((3, 8, 8), (1, 8, 1), (2, 2, 8)):
+        with pytest.raises(ValueError, match="smoothness_loss: order must be 1 or 2, and sides longer"):
+            losses.smoothness_loss(torch.rand(1, 2, h, w), torch.rand(1, 3, h, w), order=order)
+
+
 @orders
 @given(seed=seeds, h=st.integers(3, 7), w=st.integers(3, 7), scale=st.floats(0.1, 50))
 def test_smoothness_is_linear_in_the_flow_and_the_same_for_every_offset_sign_axis_and_order(order, seed, h, w, scale):

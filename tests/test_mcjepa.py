@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -304,7 +305,9 @@ def test_what_is_no_image_in_0_to_1_is_refused(tmp_path):
     x, grey_16 = uniform(0, 3, 8, 8), PIL.Image.fromarray(np.full((8, 8), 3000, np.uint16))
     grey_16.save(tmp_path / "16.png")
     as_batch = getattr(encoder.as_batch, "__wrapped__", encoder.as_batch)  # as for users, who run without checks
-    wrong = [255 * x, x.permute(1, 2, 0), x * math.nan, x.int(), x[0], None, [x], grey_16, tmp_path / "16.png"]
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.full((8, 8, 3), 3000, np.uint16))  # whose lower bits Pillow drops
+    wrong = [255 * x, x.permute(1, 2, 0), x * math.nan, x.int(), x.to(torch.uint16), x[0], None, [x], grey_16]
+    wrong += [tmp_path / "16.png", tmp_path / "rgb.png"]
     for images in (*wrong, np.ones((2, 8, 8, 3)), np.ones((8, 8))):
         with pytest.raises(ValueError, match=r"images are|16 or 32 bits"):
             as_batch(images, torch.ones(1))
@@ -333,8 +336,10 @@ def test_a_missing_damaged_or_foreign_checkpoint_gives_one_line(tmp_path):
     (tmp_path / "cut.pt").write_bytes(whole[:1000]), (tmp_path / "bit.pt").write_bytes(one_bit)
     mcjepa.save_weights(small_model(), tmp_path / "cut.safetensors", {}, 0)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-8])
-    for name in ("foreign.pt", "cut.pt", "bit.pt", "cut.safetensors"):
-        with raises_one_line(ValueError, f"{tmp_path / name}: not a checkpoint"):
+    torch.save(torch.nn.ReLU(), tmp_path / "network.pt")  # torch advises to run its code
+    for name in ("foreign.pt", "cut.pt", "bit.pt", "cut.safetensors", "network.pt"):
+        reason = "no file of tensors" if name == "network.pt" else ""
+        with raises_one_line(ValueError, f"{tmp_path / name}: not a checkpoint", reason):
             load_checkpoint(tmp_path / name)
     with raises_one_line(FileNotFoundError, "none.pt: no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")

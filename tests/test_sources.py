@@ -471,7 +471,6 @@ DAMAGE = {
     "cut short.png": lambda good: good[: len(good) // 2],
     "eight bits.png": lambda good: png_of(np.ones((5, 7, 3), np.uint8)),
     "one channel.png": lambda good: png_of(np.ones((5, 7), np.uint16)),
-    "nothing known.png": lambda good: png_of(np.zeros((5, 7, 3), np.uint16)),
     "absurd size.png": lambda good: good[:16] + ABSURD_SIZE + good[33:],
 }
 
@@ -522,6 +521,9 @@ def test_the_pairs_of_a_benchmark_are_those_written_and_their_files_those_of_tor
     helpers.write_mac_leftovers(tmp_path)
     for place in (tmp_path / "alone", tmp_path / "alone" / name):  # which needs no name, and is no other
         assert find_benchmark(place)[0] == name and len(find_benchmark(place)[1]) == len(alone)
+    write_benchmark(tmp_path / "twice" / "a", name), write_benchmark(tmp_path / "twice" / "b", name)
+    with raises_one_line(ValueError, tmp_path / "twice", f"{name} lies in several folders"):
+        find_benchmark(tmp_path / "twice")
     for other in FLOW_BENCHMARKS.keys() - {name}:
         with raises_one_line(MissingSet, tmp_path, f"no true flow of {other}"):
             find_benchmark(tmp_path / "alone", other)
@@ -590,6 +592,30 @@ def test_a_file_of_another_size_is_named_with_both_sizes(name, place, words, tmp
         write_image(tmp_path / place, (40, 80))
     with raises_one_line(ValueError, tmp_path / place, words):
         read_pair(find_benchmark(tmp_path, name)[1][0])
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_true_flow_lies_on_the_pixels_as_they_are_stored(orientation, tmp_path):
+    exif, picture = Image.Exif(), random_ids(0, range(256), 40, 60)
+    exif[0x0112] = orientation
+    for number in (1, 2):
+        Image.fromarray(picture).save(tmp_path / f"a_img{number}.png", exif=exif)
+    helpers.write_flow_file(tmp_path / "a_flow.flo", helpers.bands(((1, 2),), 40, 60))
+    pair = read_pair(find_benchmark(tmp_path)[1][0])
+    np.testing.assert_allclose(pair.image_1[0, 0] * 255, picture, atol=1e-3)
+
+
+def test_a_pair_whose_flow_is_all_invalid_is_reported_and_one_that_is_all_occluded_is_measured(tmp_path):
+    write_benchmark(tmp_path / "sintel", "sintel"), write_benchmark(tmp_path / "kitti", "kitti2015")
+    invalid = tmp_path / "sintel/training/invalid/alley_1/frame_0001.png"
+    helpers.write_picture(invalid, np.full_like(cv2.imread(str(invalid)), 255))
+    with raises_one_line(ValueError, "alley_1/frame_0001.flo: no pixel of this flow is known"):
+        read_pair(find_benchmark(tmp_path / "sintel")[1][0])
+    occluded = tmp_path / "kitti/training/flow_noc/000000_10.png"
+    (h, w), flow = read_flow(occluded)[0].shape[2:], helpers.random_flow(0)
+    helpers.write_flow_file(occluded, np.resize(flow, (h, w, 2)), known=np.zeros((h, w), bool))
+    regions = read_pair(find_benchmark(tmp_path / "kitti")[1][0]).regions
+    assert regions["all"].any() and not regions["noc"].any()
 
 
 # ----------------------------------------------------------------------------------------------------------- label_sets
@@ -980,6 +1006,19 @@ def test_a_damaged_sequence_is_reported_by_the_path_of_its_file(words, tmp_path)
     with raises_one_line((ValueError, FileNotFoundError), path.with_suffix(""), words):
         ((video,), _) = find_masked_videos(tmp_path)
         video.masks(1), video.frames(1)
+
+
+def test_a_sequence_that_cannot_be_followed_or_measured_is_left_out_with_a_note(tmp_path):
+    home = helpers.write_davis(tmp_path, ["bear", "camel", "cows", "swing"])
+    write_ids(home / "Annotations/480p/bear/00000.png", 0 * helpers.block())
+    for path in sorted((home / "JPEGImages/480p/camel").iterdir())[2:]:
+        path.unlink(), (home / "Annotations/480p/camel" / f"{path.stem}.png").unlink(missing_ok=True)
+    soft = np.kron([[255, 128], [64, 0]], np.ones((6, 8)))  # the rim of a white mask that was shrunk
+    write_ids(home / "Annotations/480p/cows/00000.png", soft, "L")
+    videos, notes = find_masked_videos(tmp_path)
+    assert [video.name for video in videos] == ["swing"] and len(notes) == 4
+    for note, words in zip(notes[1:], ("no object", "2 frame(s)", "hard edges"), strict=True):
+        assert note.startswith("left out: ") and words in note
 
 
 def two_blocks(first, second, void=0):
