@@ -221,8 +221,11 @@ class Config:
     encoder: EncoderName = "convnext_tiny"  # The network of --model random.
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ValueError for flags that cannot be measured with."""
         check_numbers(self, ("steps", "size", "stride", "max_frames"))
+        if getattr(self, "benchmark", None) and self.data_root is None:
+            raise ValueError("--benchmark needs --data-root: give that too")
 
 
 @dataclass
@@ -448,11 +451,10 @@ BASELINES: dict[str, FlowMethod] = {"zero": lambda image_1, image_2: torch.zeros
 
 def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     """Optical flow: end-point error and F1-all on ground truth, or pictures of two images or a video."""
+    config.check()
     testing = config.split == "testing"
     if sum(source is not None for source in (config.data_root, config.images, config.video)) > 1:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
-    if config.benchmark and config.data_root is None:
-        raise ValueError("--benchmark needs --data-root: give that too")
     if testing and not (config.data_root and config.export):
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
     if config.export and not (config.data_root or config.video):
@@ -746,8 +748,7 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
 
     A training that was stopped continues from its checkpoint in --output-dir.
     """
-    if config.benchmark and config.data_root is None:
-        raise ValueError("--benchmark needs --data-root: give that too")
+    config.check()
     name, size = "shapes", (SHAPES_SIZE, SHAPES_SIZE)
     training, validation = ShapeLabels(1_000_000, size, config.seed), ShapeLabels(SHAPES_IMAGES, size, UNSEEN_SEED)
     if config.data_root is not None:
@@ -980,8 +981,7 @@ def trivial_masks(video: ObjectVideo, model: MCJEPA | None) -> dict[str, list[UI
 
 def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     """Video object segmentation by label propagation on DAVIS or MovingShapes: J, F, masks and pictures."""
-    if config.benchmark and config.data_root is None:
-        raise ValueError("--benchmark needs --data-root: give that too")
+    config.check()
     if 0 in config.propagation[2:]:
         raise ValueError("--propagation: the number of similar cells and the temperature must be above 0")
     benchmark, found, notes = "shapes", None, []
@@ -1186,6 +1186,7 @@ def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> fl
 
 def run_knn(config: tyro.conf.OmitArgPrefixes[KnnConfig]) -> dict:
     """Nearest neighbours and ridge regression on labelled images, or the search for recoloured shapes, by level."""
+    config.check()
     if config.images < 2:
         raise ValueError("--images must be at least 2")
     models = {}
@@ -1228,6 +1229,7 @@ class FeaturesConfig(Config):
 
 def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
     """Features as colours: a picture for each image, or a film of a video."""
+    config.check()
     if bool(config.images) == (config.video is not None):
         raise ValueError("give either --images or --video")
     features, _, config = feature_method(config, [config.stride])
@@ -1302,6 +1304,7 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
 
     What is missing in --data-root is noted; what fails is reported at the end, and the rest is measured.
     """
+    config.check()
     if config.data_root is not None and not config.data_root.is_dir():
         raise FileNotFoundError(f"{config.data_root}: no such folder; check the path")
     shared = {name: getattr(config, name) for name in ("model", "data_root", "encoder", "seed", "pictures")}

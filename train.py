@@ -607,10 +607,11 @@ def train(config: Config) -> None:
     run = open_run(config)
     plan, start, best, main = run.plan, run.start, run.best, processes.rank() == 0
     if start >= plan.end:
-        processes.print_once(f"{config.output_dir}: this run is done, at step {start} of {plan.end}")
+        if main:
+            print(f"{config.output_dir}: this run is done, at step {start} of {plan.end}")
         return
-    for note in run.notes:
-        processes.print_once(note)
+    if main and run.notes:
+        print(*run.notes, sep="\n", flush=True)
     flow_steps, content_steps = plan.taken(start)
     # Generators: nothing is loaded before the first step of a task, nor for a task that no step learns.
     video_batches = batches(config, run.videos, flow_steps, run.device)
@@ -654,8 +655,8 @@ def train(config: Config) -> None:
                 break
     if dist.is_initialized():
         dist.destroy_process_group()
-    if done == plan.end:
-        processes.print_once(f"done. Measure it: {command_to_measure(run)}")
+    if main and done == plan.end:
+        print(f"done. Measure it: {command_to_measure(run)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
 from engine.checkpoint import as_json, flatten
 from engine.log import Log
@@ -66,13 +65,12 @@ class Faults:
             raise ValueError(f"{bad}: lower the learning rates. The last checkpoint is good")
 
 
-def check_numbers(config: Any, at_least_1: Collection[str]) -> None:
+def check_numbers(config: object, at_least_1: Collection[str]) -> None:
     """ValueError, with the flag, for a number of a configuration that is negative, not finite, or in these fields 0."""
     for name, value in flatten(as_json(config)).items():
-        least = int(name in at_least_1)
-        for number in (value or [0]) if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not least <= number < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {number}")
+        least, numbers = int(name in at_least_1), value if isinstance(value, list) else [value]
+        if any(isinstance(x, int | float) and not least <= x < math.inf for x in numbers or [0]):
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 
 def one_line(error: BaseException) -> str:

@@ -22,12 +22,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def print_once(line: str) -> None:
-    """Prints a line in the first process."""
-    if rank() == 0:
-        print(line, flush=True)
-
-
 def own_device() -> torch.device:
     """The GPU of this process, or the CPU of a machine without one; ValueError if there are too few GPUs.
 

@@ -148,7 +148,8 @@ def test_names_that_are_not_utf_8_are_printed_in_ascii_and_written(monkeypatch, 
         monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), "ascii", "strict", write_through=True))
 
     def command():
-        processes.print_once(name)
+        if processes.rank() == 0:
+            print(name, flush=True)
         with closing(Log(folder, 0, 2)) as log:
             log.say(name)
             log.event(1, {"bad_file": name})
