@@ -15,8 +15,10 @@ ROWS = {
     "random": Row(length=0.0),
     "vicreg": Row("--task vicreg"),
     "vicreg_twice": Row("--task vicreg", length=2.0),  # is it only more computation?
+    "vicreg_frames": Row("--task vicreg"),  # is it only more data? Half of its images are frames of the videos
     "mjepa": Row("--task mjepa", length=0.9, flow_start=0.0),  # as many steps of flow as MC-JEPA
     "mcjepa": Row(),
+    "true_flow": Row(),  # can motion help at all? true_flow.py in place of train.py
     "norm_none": Row("--model.estimator-norm none"),
     "norm_l2": Row("--model.estimator-norm l2"),
     "norm_layer+l2": Row("--model.estimator-norm layer+l2"),
@@ -40,7 +42,7 @@ ROWS = {
     "ratio_3": Row("--loss.gradient-ratio 3"),
 }
 TABLES = {
-    "1": ("random", "vicreg", "vicreg_twice", "mjepa", "mcjepa"),
+    "1": ("random", "vicreg", "vicreg_twice", "vicreg_frames", "mjepa", "mcjepa", "true_flow"),
     "3": ("norm_none", "mcjepa", "norm_l2", "norm_layer+l2", "factor_1"),
     "4": ("pwc", "mcjepa", "resnet18", "resnet50", "convnext_tiny"),
     "5": ("frozen", "finetune", "alternate_epochs", "alternate_batches", "mcjepa"),

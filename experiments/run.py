@@ -15,6 +15,7 @@ Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets k
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -27,9 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import evaluate  # noqa: E402
-from engine.log import environment  # noqa: E402
+from data import ImageFiles  # noqa: E402
+from engine.log import environment, write_picture  # noqa: E402
 from engine.processes import own_device  # noqa: E402
-from sources.moving_shapes import recoloured_objects  # noqa: E402
+from sources.moving_shapes import ShapePairs, recoloured_objects  # noqa: E402
 
 CURVES = ("weighted/", "deviation/", "validation/", "gradient_ratio", "flow_balance", "loss/vicreg_invariance")
 
@@ -74,6 +76,22 @@ def thin_curves(metrics: Path, most: int = 60) -> dict[str, list[float | None]]:
     return {"step": [*rows]} | {name: [row.get(name) for row in rows.values()] for name in names}
 
 
+def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
+    """A folder with these images and as many frames of MovingShapes' videos, of which `count` differ."""
+    if not folder.exists():
+        partial, pairs = folder.with_name(f".partial-{folder.name}"), ShapePairs(count, (192, 192))
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "images").symlink_to(images)
+        for i in range(len(ImageFiles(images))):
+            if i < count:
+                write_picture(partial / f"{i}.png", pairs[i // 2][i % 2])
+            else:
+                (partial / f"{i}.png").symlink_to(f"{i % count}.png")
+        partial.rename(folder)
+    return folder
+
+
 def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags: list[str]) -> dict | None:
     """A run's part of its line in results.jsonl; None if it failed other than by diverging."""
     start, (steps, own) = time.time(), schedule(ROWS[name], arguments.steps)
@@ -83,8 +101,12 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
     result = {"flags": " ".join([*own, *flags]), "steps": steps, "device": environment(own_device())["device"]}
     if steps:
         words = ["--output-dir", folder, "--seed", str(seed), "--workers", str(arguments.workers), *own, *flags]
-        words += ["--image-dir", arguments.data / "cifar-10" / "train"] if arguments.data else []
-        code = subprocess.run([sys.executable, "train.py", "small", *words], cwd=ROOT).returncode
+        if arguments.data:
+            images = arguments.data / "cifar-10" / "train"
+            frames = name == "vicreg_frames"
+            words += ["--image-dir", add_frames(images, arguments.output_dir / "frames") if frames else images]
+        script = "experiments/true_flow.py" if name == "true_flow" else "train.py"
+        code = subprocess.run([sys.executable, script, "small", *words], cwd=ROOT).returncode
         metrics, model = folder / "metrics.jsonl", str(folder / "checkpoint.pt")
         if code:
             diverged = metrics.exists() and '"skipped"' in "".join(metrics.read_text().splitlines()[-1:])
@@ -115,6 +137,8 @@ def main(words: list[str] | None = None) -> None:
         parser.error("name a --table or a --figure")
     names = [name for table in arguments.table for name in TABLES[table] if arguments.all or name not in LARGE]
     names += [name for figure in arguments.figure for name in FIGURES[figure][1]]
+    if not arguments.data:  # all images are MovingShapes
+        names = [name for name in names if name != "vicreg_frames"]
     images, failed = "CIFAR-10" if arguments.data else "MovingShapes", []
     series = ", ".join([f"{arguments.steps:,} steps", f"images of {images}", *([" ".join(flags)] if flags else [])])
     for seed, name in product(arguments.seeds, dict.fromkeys(names)):

@@ -1,6 +1,7 @@
 """experiments/: the tables of the report, and the part that others run without the rest of it."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ from rows import FIGURES, ROWS, TABLES, schedule
 
 import evaluate
 import train
+from data import ImageFiles, ShardedStream
 from engine.faults import run_command
 from experiments import run
 from mcjepa import MCJEPA, ModelConfig
+from sources.moving_shapes import MovingShapes
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
 TINY += " --model.encoder resnet10_half --model.estimator-factor 0.125"
@@ -46,6 +49,17 @@ def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_n
     flow = model.estimate_flow(*images)
     assert flow.abs().max() > 0.1
     torch.testing.assert_close(torch.export.load(tmp_path / "flow.pt2").module()(*images), flow)
+
+
+def test_the_true_flow_of_the_shapes_takes_the_place_of_the_estimated_one(tmp_path):
+    command = [sys.executable, "experiments/true_flow.py", "small", *TINY.replace("=", " ").split(), "--max-steps", "1"]
+    command += ["--flow-start-epoch", "0", "--workers", "0", "--output-dir", str(tmp_path)]
+    subprocess.run(command, cwd=Path(run.ROOT), check=True, capture_output=True)
+    ((_, index),) = ShardedStream(train.IMAGENET_SIZE, 1).step(0)
+    item = MovingShapes(train.IMAGENET_SIZE, (64, 64))[index]
+    lengths = torch.cat((item["flow_forward"], item["flow_backward"])).norm(dim=1)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["flow_length"] == pytest.approx(lengths.mean().item(), rel=0.02)  # it went through stride 4
 
 
 @pytest.mark.parametrize("name", set(ROWS) - {"random"})
@@ -83,6 +97,14 @@ def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, m
     assert curves["step"] == [2] and curves["validation/epe"][0] > 0 and curves["weighted/vicreg_variance"][0] > 0
     run.main([*words, "1", "11"])
     assert results.read_text() == before and "mcjepa, seed 0: its line is in" in capsys.readouterr().out
+
+
+def test_half_of_the_images_are_frames_of_the_videos(tmp_path):
+    write_images(tmp_path / "images", [f"{part}/{number}.png" for part in "ab" for number in range(3)])
+    mixed = run.add_frames(tmp_path / "images", tmp_path / "mixed", count=4)
+    sides = [image.shape[1] for image in ImageFiles(mixed)]
+    assert len(sides) == 12 and sides.count(192) == 6
+    assert run.add_frames(None, mixed) == mixed  # is not made again
 
 
 def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
