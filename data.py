@@ -97,23 +97,24 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise BadFile(f"{path}: not a readable image ({reason}); convert, replace or remove it") from error
 
 
-def load_image(path: str | Path, upright: bool = True) -> UInt8[Tensor, "3 h w"]:
+def load_image(path: str | Path, upright: bool = True, beside: Sequence[Path] = ()) -> UInt8[Tensor, "3 h w"]:
     """An image file as RGB without transparency, upright by its EXIF orientation, or as it is stored.
 
-    16 bits become 8 by the same shift for all images of a folder and ending, as the frames of a clip.
+    16 bits become 8 by the same shift for all images whose names differ in digits alone, as the frames of a clip, and
+    for those `beside` it, as the other frame of a pair.
     """
     with open_image(path) as image:
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of 32 bits, whose range is not known")
         if image.mode.startswith("I") or ";16" in str(image.tile):  # Pillow keeps only the upper 8 bits of colours
-            values = _values_of_16_bits(path, upright)
-            values = values >> max(_bits_to_drop(values), _shift(Path(path).parent, Path(path).suffix))
-            return torch.from_numpy(values.astype(np.uint8)).permute(2, 0, 1)
+            alike = {(each.parent, re.sub(r"\d", "", each.name)) for each in (Path(path), *beside)}
+            values = _values_of_16_bits(path, upright) >> max(_shift(*each) for each in alike)
+            return torch.from_numpy(values.clip(0, 255).astype(np.uint8)).permute(2, 0, 1)
         if upright:
             with suppress(struct.error):  # a damaged note in the EXIF is no reason to lose the picture
                 ImageOps.exif_transpose(image, in_place=True)
-        else:
-            image.getexif().pop(0x0112, None)  # Pillow turns a TIFF by itself
+        elif image.format == "TIFF":  # which Pillow would turn by itself
+            image.getexif().pop(0x0112, None)
         if "transparency" in image.info:  # straight to RGB, Pillow warns
             image = image.convert("RGBA")
         return F.pil_to_tensor(image.convert("RGB"))
@@ -124,18 +125,15 @@ def _values_of_16_bits(path: str | Path, upright: bool = True) -> np.ndarray:
     return cv2.imdecode(np.fromfile(path, np.uint8), flags)[..., ::-1]
 
 
-def _bits_to_drop(values: np.ndarray) -> int:
-    return next(bits for bits in (0, 2, 4, 6, 8) if values.max() >> bits < 256)
-
-
 @lru_cache(maxsize=256)
-def _shift(folder: Path, ending: str) -> int:
-    """How many bits to drop so that about 20 images of a folder and ending, evenly spread, fit into 8."""
-    paths, most = sorted(path for path in folder.iterdir() if path.suffix == ending), 0
+def _shift(folder: Path, name: str) -> int:
+    """How many bits to drop so that 16-bit images fit into 8, by at most 20 that have this name without digits."""
+    paths = sorted(path for path in folder.iterdir() if re.sub(r"\d", "", path.name) == name)
+    most = 0
     for path in paths[:: len(paths) // 20 + 1]:
         with suppress(Exception):  # a damaged one
-            most = max(most, _bits_to_drop(_values_of_16_bits(path)))
-    return most
+            most = max(most, _values_of_16_bits(path).max())
+    return next(bits for bits in (0, 2, 4, 6, 8) if most >> bits < 256)
 
 
 def _open_video(path: Path) -> tuple[Any, Any]:
@@ -166,7 +164,7 @@ class VideoFile:
     def __init__(self, path: Path):
         container, stream = _open_video(path)
         self.path, self.stamps, packets = path, (), []
-        self.rate = stream.average_rate or stream.guessed_rate  # frames per second, a Fraction; None if unknown
+        self.rate = stream.average_rate  # frames per second, a Fraction; None if the file has none
         by_ffmpeg = container.format.flags & 0x80  # AVFMT_NOTIMESTAMPS: the file has none, FFmpeg counts up
         with container, suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
@@ -321,7 +319,8 @@ class FramePairs(Dataset):
         if isinstance(frames, VideoFile):
             names, images = places, [_video_frame(frames, place).clone() for place in places]
         else:
-            names, images = [frames[place].name for place in places], [load_image(frames[place]) for place in places]
+            paths = [frames[place] for place in places]
+            names, images = [path.name for path in paths], [load_image(path, beside=paths) for path in paths]
         try:
             if images[0].shape != images[1].shape:
                 sizes = " and ".join(map(size_text, images))

@@ -46,7 +46,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     if is_path:
         images = PIL.Image.open(images)
     if isinstance(images, PIL.Image.Image):
-        if images.mode[0] in "IF" or ";16" in str(getattr(images, "tile", "")):
+        if images.mode[0] in "IF" or ";16" in str(getattr(images, "tile", "")).replace("BGR;16", ""):
             raise ValueError(f"mode {images.mode}, 16 or 32 bits: scale the image to [0, 1] and give it as an array")
         images = np.array((PIL.ImageOps.exif_transpose(images) if is_path else images).convert("RGB"))
     if isinstance(images, np.ndarray) and images.ndim == 3:

@@ -222,7 +222,7 @@ class Config:
     seed: int = 0  # Of --model random; in segmentation also of the order of the images and their augmentation.
 
     def check(self) -> None:
-        """ValueError for flags that cannot be measured with."""
+        """ValueError for flags that are out of range, or do not fit together."""
         check_numbers(self, ("steps", "size", "stride", "max_frames"))
         if getattr(self, "benchmark", None) and self.data_root is None:
             raise ValueError("--benchmark needs --data-root: give that too")

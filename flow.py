@@ -39,7 +39,7 @@ def warp(
     grid = torch.stack(
         (torch.add(columns, u, alpha=2 / max(w - 1, 1)), torch.add(rows, v, alpha=2 / max(h - 1, 1))), dim=3
     )
-    if x.device.type == "cpu":  # torch's kernel there writes outside of its memory where a coordinate is NaN
+    if x.device.type != "cuda":  # on a CPU torch's kernel writes outside of its memory where a coordinate is NaN
         grid = grid.nan_to_num(0.0)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 

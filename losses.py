@@ -161,10 +161,10 @@ def smoothness_loss(
         charbonnier: if not 0, sqrt(x^2 + charbonnier^2) stands in place of |x|.
 
     Raises:
-        ValueError: order is neither 1 nor 2, or a side of the flow is not longer.
+        ValueError: order is neither 1 nor 2, or no less than a side of the flow.
     """
     if order not in (1, 2) or min(flow.shape[2:]) <= order:
-        raise ValueError(f"smoothness_loss: order must be 1 or 2, and sides longer, got {order} and {(*flow.shape,)}")
+        raise ValueError(f"smoothness_loss: order must be 1 or 2, below each side, got {order}, {(*flow.shape,)}")
     loss = flow.new_zeros(())
     for axis in (3, 2):
         weight = torch.exp(-edge_weight * image.diff(dim=axis).abs().mean(dim=1, keepdim=True))

@@ -1,6 +1,5 @@
 """What goes wrong in a run. What it survives is counted and reported once; what ends it is one line with the remedy."""
 
-import math
 import os
 import re
 import sys
@@ -66,10 +65,10 @@ class Faults:
 
 
 def check_numbers(config: object, at_least_1: Collection[str]) -> None:
-    """ValueError, with the flag, for a number of a configuration that is negative, not finite, or in these fields 0."""
+    """ValueError, with the flag, for a number of a configuration that is negative, NaN, or in these fields 0."""
     for name, value in flatten(as_json(config)).items():
         least, numbers = int(name in at_least_1), value if isinstance(value, list) else [value]
-        if any(isinstance(x, int | float) and not least <= x < math.inf for x in numbers or [0]):
+        if any(isinstance(x, int | float) and not x >= least for x in numbers or [0]):
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
 
 

@@ -35,8 +35,8 @@ def find_set(
     wanted, found = [name] if name else list(known), {}
     for folder in set_folders(root):
         for each in wanted:
-            if (files := list(known[each][1](folder))) and found.setdefault(each, files) != files:
-                raise ValueError(f"{root}: {each} lies in several folders; name one of them with --data-root")
+            if each not in found and (files := list(known[each][1](folder))):
+                found[each] = files
     if not found:
         expected = "; or ".join(known[each][0] for each in wanted)
         raise MissingSet(f"{root}: no {part} of {name or 'a data set'} in it; expected {expected}")

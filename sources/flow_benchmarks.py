@@ -249,8 +249,8 @@ def read_pair(files: FlowFiles) -> FlowPair:
     The regions of Sintel: matched, unmatched (occluded), and by the length of the true flow in pixels; pixels that it
     calls invalid (up to 1.4% of a pair) are unknown. Of KITTI: noc (not occluded), and with an obj_map bg and fg.
     """
-    upright = files.flow is None  # true flow is that of the pixels as they are stored
-    image_1, image_2 = (load_image(path, upright)[None].float() / 255 for path in (files.image_1, files.image_2))
+    paths, upright = (files.image_1, files.image_2), files.flow is None  # true flow lies on the pixels as stored
+    image_1, image_2 = (load_image(path, upright, beside=paths)[None].float() / 255 for path in paths)
     if image_1.shape != image_2.shape:
         sizes = f"{size_text(image_2)}, but {files.image_1} is {size_text(image_1)}"
         raise ValueError(f"{files.image_2}: {sizes}; flow needs one size")

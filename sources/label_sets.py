@@ -363,7 +363,7 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
     numbers = set(first.unique().tolist()) - {0}
     if not numbers:
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
-    if VOID in numbers and (len(numbers) > 20 or 20 < min(numbers) < VOID):
+    if VOID in numbers and len(numbers) > 20:
         raise ValueError(f"{mask_paths[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
     white = numbers == {VOID}
 

@@ -77,12 +77,13 @@ def test_an_unreadable_image_is_reported_by_its_path_and_the_reason(name, tmp_pa
 def test_values_of_up_to_16_bits_are_stretched_alike_for_all_frames_of_a_clip(bits, channels, tmp_path):
     bright = np.random.default_rng(0).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
     bright[0, 0] = 2**bits - 1
-    frames = {"9": bright // 100, "10": bright, "left": bright // 7}
+    frames = {"9": bright // 100, "10": bright, "left": bright // 7}  # the last one is beside "10"
     for name, frame in frames.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), frame[..., ::-1])
     helpers.cut_short(write_image(tmp_path / "8.png", (30, 40)))
     for name, frame in frames.items():
-        image = data.load_image(tmp_path / f"{name}.png").permute(1, 2, 0).numpy()
+        beside = [tmp_path / "10.png"] if name == "left" else []
+        image = data.load_image(tmp_path / f"{name}.png", beside=beside).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(image, np.broadcast_to(frame >> (bits - 8), image.shape))
 
 

@@ -976,7 +976,7 @@ def test_void_pixels_and_strangers_to_the_first_mask_never_count_and_missing_or_
     assert damaged.startswith(f"left out: {home / 'Annotations/480p/dogs/00003.png'}: ")
 
 
-def test_a_damaged_first_frame_leaves_its_sequence_out_of_the_measure_and_of_batch_norms_statistics(davis, tmp_path):
+def test_a_damaged_first_frame_leaves_its_sequence_out_also_where_batch_norm_looks_at_it_first(davis, tmp_path):
     shutil.copytree(davis[0], tmp_path / "DAVIS")
     (tmp_path / "DAVIS/JPEGImages/480p/cars/00000.jpg").write_bytes(b"damaged")
     options = {"model": "random", "encoder": "resnet10_half", "size": 48, "pictures": 0}
@@ -1142,8 +1142,9 @@ def test_images_in_folders_are_classified_and_colour_stands_beside(tmp_path, typ
     assert scores["colour"] == {"k-NN": 1.0, "ridge": 1.0} and table["colour"] == {"k-NN": 100, "ridge": 100}
     assert scores["chance"]["ridge"] == pytest.approx((8 * 2 + 7) / 45)  # of 15 images and 15 // 5 queries
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 0), "--size must be at least 1")
-    for part in ("train", "test"):  # one image, which is not among those that are taken
+    for part in ("train", "test"):  # of a class with a single image, which is place 8 of 19, and of 21
         helpers.write_picture(tmp_path / f"data/{part}/lime/0.png", picture)
+    (tmp_path / "data/train/green/0.png").unlink(), (tmp_path / "data/train/green/1.png").unlink()
     assert typed("knn", "--model", "colour", *options, "--size", 64, "--images", 15)[0] == 0
     (tmp_path / "data/test/red").rename(tmp_path / "data/test/blue")
     assert_one_line(typed("knn", "--model", "colour", *options, "--size", 64), "blue is no class of")

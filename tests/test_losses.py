@@ -193,7 +193,7 @@ def test_smoothness_loss_equals_the_published_code():
 
 def test_smoothness_loss_needs_an_order_that_it_knows_and_sides_that_are_longer():
     for order, h, w in ((3, 8, 8), (1, 8, 1), (2, 2, 8)):
-        with pytest.raises(ValueError, match="smoothness_loss: order must be 1 or 2, and sides longer"):
+        with pytest.raises(ValueError, match="smoothness_loss: order must be 1 or 2, below each side"):
             losses.smoothness_loss(torch.rand(1, 2, h, w), torch.rand(1, 3, h, w), order=order)
 
 
