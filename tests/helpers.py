@@ -1,6 +1,5 @@
 """What several test files share."""
 
-import random
 import re
 import signal
 import struct
@@ -121,15 +120,6 @@ def cut_short(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     return path
-
-
-def damage(path, seed):
-    """Changes, removes or adds bytes at up to four random places, half of them in the header; may cut the file."""
-    dice, content = random.Random(seed), bytearray(path.read_bytes())
-    for _ in range(dice.randint(1, 4)):
-        place = dice.randrange(dice.choice((40, len(content))))
-        content[place : place + dice.randrange(3)] = dice.randbytes(dice.randrange(3))
-    path.write_bytes(content[: dice.choice((None, dice.randrange(len(content))))])
 
 
 def write_mac_leftovers(folder):

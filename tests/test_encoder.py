@@ -2,13 +2,12 @@
 
 import functools
 import math
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_same_gradients, normal
+from helpers import assert_same_gradients, normal, raises_one_line
 from torch import nn
 
 from encoder import Expander, PointwiseLinear, build_encoder, torchvision_name
@@ -180,13 +179,11 @@ def test_convnexts_stages_with_torchvisions_weights_compute_torchvisions_feature
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [*product(["resnet50"], ["text", "empty", "truncated", "list"]),
-     *product(["resnet50", "convnext_tiny"], ["other network", "missing entry", "wrong shape"])],
-)  # fmt: skip
-def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(name, content, tmp_path):
-    file, state = tmp_path / "weights.pth", torchvision_state(name)
-    last = [key for key in state if key.endswith("weight") and not key.startswith(("classifier.", "fc."))][-1]
+    "content", ["text", "empty", "truncated", "list", "other network", "missing entry", "wrong shape"]
+)
+def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(content, tmp_path):
+    file, state = tmp_path / "weights.pth", torchvision_state("resnet50")
+    last = [key for key in state if key.endswith("weight") and not key.startswith("fc.")][-1]
     objects = {
         "truncated": state,
         "other network": torchvision.models.resnet18(weights=None).state_dict(),
@@ -200,9 +197,8 @@ def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(name, conten
         file.write_text("not weights\n" if content == "text" else "")
     if content == "truncated":
         file.write_bytes(file.read_bytes()[:10_000])
-    with pytest.raises(ValueError, match="weights.pth") as error:
-        build_encoder(name, weights=file)
-    assert "\n" not in str(error.value) and name in str(error.value)
+    with raises_one_line(ValueError, f"{file}: not a torchvision state dict of resnet50"):
+        build_encoder("resnet50", weights=file)
 
 
 def test_a_missing_file_of_weights_an_encoder_without_weights_and_an_unknown_encoder_are_reported(tmp_path):
@@ -223,8 +219,6 @@ def test_the_default_expander_has_the_papers_size_and_no_bias_in_its_last_layer(
     linear = [module for module in expander.modules() if isinstance(module, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(768, 8192), (8192, 8192), (8192, 8192)]
     assert linear[-1].bias is None and linear[-1] is list(expander.modules())[-1]
-    norms = [module for module in expander.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert [norm.num_features for norm in norms] == [8192, 8192]
     weights, biases, batch_norms = 768 * 8192 + 2 * 8192 * 8192, 2 * 8192, 2 * 2 * 8192
     assert sum(p.numel() for p in expander.parameters()) == weights + biases + batch_norms
 

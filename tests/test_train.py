@@ -153,7 +153,6 @@ def test_a_run_that_stops_again_and_again_equals_one_that_does_not(whole, tmp_pa
     [
         ("alternate_batches", 3, "CCFCFC", {"encoder", "estimator", "expander"}),
         ("frozen", 2, "CCFFFF", {"estimator"}),
-        ("finetune", 2, "CCFFFF", {"encoder", "estimator"}),
     ],
 )
 def test_the_other_strategies_take_their_steps_in_two_processes_and_continue(strategy, stop, steps, parts, tmp_path):
@@ -357,11 +356,6 @@ def test_a_step_of_both_tasks_waits_for_the_gpu_once():
     assert waits.names == ["aten::_local_scalar_dense"]
 
 
-def test_eight_processes_take_steps_across_the_flow_start(tmp_path):
-    torchrun(8, run, tmp_path, "--video-batch", 8, "--image-batch", 16, "--max-steps", 3)
-    assert learned(tmp_path) == "CCB"
-
-
 def test_where_the_tasks_alternate_each_takes_its_own_batches_one_after_the_other(monkeypatch, tmp_path):
     drawn, make_loader = {}, train.make_loader
 
@@ -403,12 +397,6 @@ def test_bad_steps_are_skipped_and_ten_in_a_row_end_the_run_across_a_stop(monkey
     assert "10 steps in a row were not finite" in line and "lower the learning rates" in line
     assert [line["step"] for line in records(tmp_path, "skipped")] == [3, *range(7, 17)]
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
-
-
-def test_a_run_whose_weights_diverge_ends_with_one_line_and_its_flow_does_not_crash(tmp_path, capsys):
-    flags = ("--learning-rate", 1e30, "--warmup-epochs", 0, "--flow-start-epoch", 0, "--epochs", 9)
-    assert "10 steps in a row were not finite" in fails(capsys, *TINY, *flags, "--output-dir", tmp_path)
-    assert records(tmp_path, "skipped")[0]["step"] > 1
 
 
 def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tmp_path, capfd):
@@ -546,14 +534,13 @@ def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monke
     assert norms == pytest.approx({("encoder", 0.3): 0.01, ("estimator", 0.2): 0.01, ("expander", 0.3): 0.01}, rel=1e-3)
 
 
-def test_from_a_checkpoint_the_frozen_encoder_stays_as_it_was_bit_for_bit(tmp_path):
-    run(tmp_path / "content", "--task", "vicreg", "--max-steps", 1)
-    assert any("running_mean" in name for name in weights(tmp_path / "content"))  # averages, which must stay too
-    run(tmp_path / "frozen", "--init", tmp_path / "content/checkpoint.pt", "--strategy", "frozen", "--max-steps", 2)
-    assert learned(tmp_path / "frozen") == "FF"
-    assert not changed(weights(tmp_path / "content"), weights(tmp_path / "frozen"))
-    untrained = train.build(config_of(), torch.device("cpu"))[0].estimator.state_dict(prefix="estimator.")
-    assert changed(untrained, weights(tmp_path / "frozen")) == {"estimator"}
+def test_from_a_checkpoint_a_frozen_encoder_stays_as_it_was_bit_for_bit_and_a_finetuned_one_learns(tmp_path):
+    content = run(tmp_path / "content", "--task", "vicreg", "--max-steps", 1)
+    assert any("running_mean" in name for name in weights(content))  # averages, which must stay too
+    for strategy, parts in (("frozen", set()), ("finetune", {"encoder"})):
+        flags = ("--init", content / "checkpoint.pt", "--strategy", strategy, "--max-steps", 2)
+        folder = run(tmp_path / strategy, *flags)
+        assert learned(folder) == "FF" and changed(weights(content), weights(folder)) == parts
 
 
 # ------------------------------------------------------------------- what a run leaves, and what it says of a mistake
@@ -597,30 +584,25 @@ def test_real_frames_and_images_train_from_an_initial_checkpoint_and_continue_wi
     assert learned(tmp_path / "second") == "BB" and "has no expander" not in capsys.readouterr().out
 
 
-def test_the_paper_s_data_sets_train_together_whatever_their_size_and_continue(tmp_path, capsys):
+def test_the_paper_s_data_sets_train_together_whatever_their_size(tmp_path, capsys):
     data = tmp_path / "data"
     for place, count in (("clean/alley_1", 3), ("clean/market_5", 2), ("final/alley_1", 3)):
         write_frames(data / "Sintel/training" / place, count, name="frame_{:04d}.png", first=1)
     write_frames(data / "FlyingChairs/data", 2, size=(48, 60), name="00001_img{}.png", first=1)
     write_frames(data / "ImageNet/train/n01440764", 4)
     flags = ("--data-root", data, "--flow-start-epoch", 0, "--repeats.chairs", 300)
-    run(tmp_path / "whole", *flags, "--max-steps", 4)
+    run(tmp_path / "run", *flags, "--max-steps", 2)
     rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
     assert ["sintel_clean", "2", "3", "100"] in rows and ["chairs", "1", "1", "300"] in rows
-    for steps in (2, 4):
-        run(tmp_path / "halves", *flags, "--max-steps", steps)
-    assert_same_run(tmp_path / "halves", tmp_path / "whole")
     shutil.rmtree(data / "ImageNet")
-    assert "no ImageNet in it" in fails(capsys, *TINY, *flags, "--output-dir", tmp_path / "run")
+    assert "no ImageNet in it" in fails(capsys, *TINY, *flags, "--output-dir", tmp_path / "none")
     run(tmp_path / "mjepa", *flags, "--task", "mjepa", "--sets", "sintel", "--max-steps", 1)  # needs none
     assert "chairs" not in capsys.readouterr().out
 
 
-def test_the_config_file_of_a_run_reproduces_it(whole, tmp_path):
-    train.train(train.parse([str(whole[1] / "config.json"), "--output-dir", str(tmp_path)]))
-    assert_same_run(tmp_path, whole[1])
-    recorded = [json.loads((folder / "config.json").read_text()) for folder in (whole[1], tmp_path)]
-    assert recorded[1] == recorded[0] | {"output_dir": str(tmp_path)}
+def test_the_config_file_of_a_run_is_its_configuration(whole, tmp_path):
+    again = train.parse([str(whole[1] / "config.json"), "--output-dir", str(tmp_path)])
+    assert again == config_of("--output-dir", tmp_path)
 
 
 def test_presets_come_back_from_their_config_files_the_paper_s_is_the_default_and_others_are_unknown(tmp_path, capsys):
