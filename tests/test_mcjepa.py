@@ -186,6 +186,16 @@ def test_every_parameter_gets_a_finite_gradient_from_a_step_of_both_tasks_as_a_g
     assert losses.total.dtype == torch.float32 and all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_channels_last_changes_neither_losses_nor_gradients():
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = small_model(encoder="convnext_tiny").to(memory_format=layout)
+        losses = model(video=pairs(1), views=pairs(2, 32, 32))
+        losses.total.backward()
+        results.append([losses.total.detach(), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
+
+
 def model_and_batches(encoder):
     """Flows so short that masks leave out a part; every sample has its own contrast, so that the processes differ."""
     loss = {"variance": (1.0,) * 6, "covariance": (0.5,) * 6, "smoothness": 5.0, "coarse_levels": 0.5}

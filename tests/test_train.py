@@ -642,7 +642,7 @@ def test_presets_come_back_from_their_config_files_the_paper_s_is_the_default_an
         ("--image-batch 1", "--image-batch must be at least 2"),
         ("--smallest-crop 0", "--smallest-crop is a share"),
         ("--shapes-motion 2 1", "--shapes-motion is a share of the side"),
-        ("--crop -4 64", "--crop must be at least 1, not -4"),
+        ("--crop -4 64", "--crop must be at least 1, not [-4, 64]"),
         ("--image-size 0", "--image-size must be at least 1, not 0"),
         ("--frame-strides --video-dir small", "--frame-strides must be at least 1"),
         ("--learning-rate nan", "--learning-rate must be at least 0, not nan"),
