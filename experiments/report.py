@@ -20,11 +20,15 @@ from rows import FIGURES, TABLES
 
 HERE = Path(__file__).resolve().parent
 PILOT = "pilot 1, 1,300 steps, images of CIFAR-10"
+CONTROLS = "pilot 1 and its controls, measured by run.py, images of CIFAR-10"
 SHAPES = "pilot 2, 1,701 of 2,200 steps, images of MovingShapes"
 NOTES = {
     PILOT: """before run.py, on one NVIDIA H200, nine runs side by side: crops of 192 px, 5e-4 as the estimator's rate,
 M-JEPA 1,200 steps. EPE on 20 unseen MovingShapes pairs, k-NN (k = 20) and ridge on 10,000 and 2,000 images, J&F on
 the first 25 frames of the ten val clips at 240 px; `seconds` are those of measuring.""",
+    CONTROLS: """two models of pilot 1, of which few weights were kept (VICReg of seed 0, MC-JEPA of seed 2), once more,
+and controls of seed 0 with the flags of pilot 1, trained on a CPU. The same images and clips, but other batch norm
+statistics: compare only rows of this table. "J&F, 8" without DAVIS is that of MovingShapes among distractors.""",
     "pilot 2, 1,801 of 2,200 steps, images of CIFAR-10": """the same measures, but EPE on 10 pairs of 256 px (zero flow
 10.21), after 4 pairs of 256 px in a step and 1e-3 as the estimator's rate; stopped by the clock.""",
     SHAPES: """as the one before, but VICReg's images are MovingShapes too. `ratio_1` differs from `mcjepa` in two
@@ -75,6 +79,11 @@ that a single number is good to 2.6 points.""",
 it is ahead of both in each seed. With strides 8 and 16 side by side there is no difference:
 {mcjepa: DAVIS 2016 J&F, 8+16} against {vicreg: DAVIS 2016 J&F, 8+16}, which M-JEPA reaches at stride 4, centred
 ({mjepa: DAVIS 2016 J&F, 4 centred}). At stride 8 alone MC-JEPA is less than three points below that.""",
+    ),
+    (
+        "It is neither only more data nor only more computation",
+        CONTROLS,
+        """TEXT""",
     ),
     (
         "Its flow is as good as that of flow alone (KITTI 2015: 2.67 against 3.01 px)",
