@@ -81,9 +81,18 @@ it is ahead of both in each seed. With strides 8 and 16 side by side there is no
 ({mjepa: DAVIS 2016 J&F, 4 centred}). At stride 8 alone MC-JEPA is less than three points below that.""",
     ),
     (
-        "It is neither only more data nor only more computation",
+        "What MC-JEPA gains is neither only more data nor only more computation",
         CONTROLS,
-        """TEXT""",
+        """**Holds for data, hardly for computation** (one seed a row). VICReg with frames of the videos as half of its
+images does not follow objects better: J&F at stride 8 {vicreg_frames: DAVIS 2016 J&F, 8}% against
+{vicreg: DAVIS 2016 J&F, 8} without them and {mcjepa: DAVIS 2016 J&F, 8} of MC-JEPA. But it finds more textures
+({vicreg_frames: texture}% in place of {vicreg: texture}), nearly as many as MC-JEPA ({mcjepa: texture}). VICReg with
+twice the steps follows at stride 8 nearly as well
+({vicreg_twice: DAVIS 2016 J&F, 8}) and is ahead in all else: k-NN {vicreg_twice: CIFAR-10 k-NN, stride 32}% against
+{mcjepa: CIFAR-10 k-NN, stride 32}, textures {vicreg_twice: texture}%, strides 8 and 16
+{vicreg_twice: DAVIS 2016 J&F, 8+16} against {mcjepa: DAVIS 2016 J&F, 8+16}, and among like-coloured distractors on
+MovingShapes {vicreg_twice: J&F, 8} against {mcjepa: J&F, 8}. Where content has hardly begun to be learned, its own task
+teaches the features more than flow does. Not tried: a local loss without video, and longer runs of both.""",
     ),
     (
         "Its flow is as good as that of flow alone (KITTI 2015: 2.67 against 3.01 px)",
