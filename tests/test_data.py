@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 
 import data
 from data import ColorJitter, FlowAugmentation, ImageFiles, ShardedStream, Stream, TwoViews, VideoPairs
+from sources.flow_benchmarks import FlowFiles, read_pair
 from sources.moving_shapes import ShapeImages, ShapePairs
 
 # ------------------------------------------------------------------------------------------------------- image files
@@ -85,6 +86,15 @@ def test_values_of_up_to_16_bits_are_stretched_alike_for_all_frames_of_a_clip(bi
         beside = [tmp_path / "10.png"] if name == "left" else []
         image = data.load_image(tmp_path / f"{name}.png", beside=beside).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(image, np.broadcast_to(frame >> (bits - 8), image.shape))
+
+
+def test_both_images_of_a_pair_have_one_shift_also_if_their_names_differ_in_letters(tmp_path):
+    for name, value in (("a", 1000), ("b", 1100)):  # by 2 bits and by 4, each by itself
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((16, 16), value, np.uint16))
+    files = FlowFiles("a", "", tmp_path / "a.png", tmp_path / "b.png", None)
+    pairs = [VideoPairs(tmp_path)[0], [image[0] * 255 for image in read_pair(files)[2:4]]]
+    for first, second in pairs:
+        assert (first.round() == 1000 >> 4).all() and (second.round() == 1100 >> 4).all()
 
 
 def test_the_images_of_a_tree_are_sorted_and_rgb_and_hidden_ones_are_left_out(tmp_path):
