@@ -1,14 +1,15 @@
-"""The rows of the paper's tables and figures, as runs of `train.py small` with other flags; run.py runs them."""
+"""The rows of the paper's tables and figures, as runs of train.py's small presets with other flags, for run.py."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A run: its flags of train.py, how many of --steps it takes, and the share of them before flow starts."""
+    """A run: its flags, how many of --steps it takes, and the share of them before flow starts."""
 
     flags: str = ""
     length: float = 1.0
     flow_start: float = 0.1
+    script: str = "train.py"
 
 
 ROWS = {
@@ -16,9 +17,10 @@ ROWS = {
     "vicreg": Row("--task vicreg"),
     "vicreg_twice": Row("--task vicreg", length=2.0),  # is it only more computation?
     "vicreg_frames": Row("--task vicreg"),  # is it only more data? Half of its images are frames of the videos
+    "vicreg_local": Row("--task vicreg", script="experiments/local_loss.py"),  # is it only locality?
     "mjepa": Row("--task mjepa", length=0.9, flow_start=0.0),  # as many steps of flow as MC-JEPA
     "mcjepa": Row(),
-    "true_flow": Row(),  # can motion help at all? true_flow.py in place of train.py
+    "true_flow": Row(script="experiments/true_flow.py"),  # can motion help at all?
     "norm_none": Row("--model.estimator-norm none"),
     "norm_l2": Row("--model.estimator-norm l2"),
     "norm_layer+l2": Row("--model.estimator-norm layer+l2"),
@@ -42,7 +44,7 @@ ROWS = {
     "ratio_3": Row("--loss.gradient-ratio 3"),
 }
 TABLES = {
-    "1": ("random", "vicreg", "vicreg_twice", "vicreg_frames", "mjepa", "mcjepa", "true_flow"),
+    "1": ("random", "vicreg", "vicreg_twice", "vicreg_frames", "vicreg_local", "mjepa", "mcjepa", "true_flow"),
     "3": ("norm_none", "mcjepa", "norm_l2", "norm_layer+l2", "factor_1"),
     "4": ("pwc", "mcjepa", "resnet18", "resnet50", "convnext_tiny"),
     "5": ("frozen", "finetune", "alternate_epochs", "alternate_batches", "mcjepa"),
@@ -63,4 +65,5 @@ def schedule(row: Row, steps: int) -> tuple[int, list[str]]:
     epochs, warmup = round(steps / per_epoch), min(max(steps / 10, 100), 500) / per_epoch
     start, turns = epochs * row.flow_start, 2 if "alternate" in row.flags else 1
     flags = f"--epochs {epochs} --steps-per-epoch {per_epoch} --warmup-epochs {warmup:g} --flow-start-epoch {start:g}"
-    return epochs * per_epoch, f"{flags} --mask-warmup-epochs {(epochs - start) / turns / 2:g} {row.flags}".split()
+    flags += f" --mask-warmup-epochs {(epochs - start) / turns / 2:g} --loss.gradient-ratio 0.3"
+    return epochs * per_epoch, f"{flags} {row.flags}".split()

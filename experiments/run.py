@@ -1,11 +1,12 @@
 """Trains and measures the rows of the paper's tables and figures at a small scale, with several seeds.
 
     python experiments/run.py --table 1                            # on MovingShapes alone
-    python experiments/run.py --table 3 5 --figure 5c --steps 1000 --seeds 0
+    python experiments/run.py --preset pocket --table 3 5 --figure 5c --steps 1000 --seeds 0
     python experiments/run.py --table 1 --data DATA --workers 8    # images of CIFAR-10; measured on real data too
     python experiments/report.py                                   # makes report.md and its pictures from results.jsonl
 
-A row is a run of `train.py small` with other flags; those that this script does not know go to train.py, for all rows.
+A row is a run of train.py with its preset `small`, or `pocket`, and flags of its own. Flags that this script does not
+know go to train.py, for all rows.
 DATA holds cifar-10/ (train/CLASS/a.png, test/CLASS/b.png), Middlebury/ and DAVIS2016-240p/. A stopped run continues;
 one that is measured has its line in results.jsonl and is not repeated. If it diverged, the line has no measures.
 
@@ -32,13 +33,14 @@ from data import ImageFiles  # noqa: E402
 from engine.log import environment, write_picture  # noqa: E402
 from engine.processes import own_device  # noqa: E402
 from sources.moving_shapes import ShapePairs, recoloured_objects  # noqa: E402
+from train import PRESETS  # noqa: E402
 
 CURVES = ("weighted/", "deviation/", "validation/", "gradient_ratio", "flow_balance", "loss/vicreg_invariance")
 
 
-def measure(model: str, seed: int, folder: Path, data: Path | None) -> dict[str, float]:
-    """What evaluate.py measures of a checkpoint, or of random weights; errors in pixels, all else in percent."""
-    common = {"model": model, "encoder": "resnet10", "seed": seed, "output_dir": folder / "measures"}
+def measure(model: str, encoder: str, seed: int, folder: Path, data: Path | None) -> dict[str, float]:
+    """What evaluate.py measures of a model, or of an encoder's random weights; errors in px, all else in percent."""
+    common = {"model": model, "encoder": encoder, "seed": seed, "output_dir": folder / "measures"}
     network, _ = evaluate.open_model(evaluate.Config(**common))
     measures, side = {}, evaluate.SHAPES_SIZE
     if network.estimator:
@@ -95,8 +97,9 @@ def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
 def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags: list[str]) -> dict | None:
     """A run's part of its line in results.jsonl; None if it failed other than by diverging."""
     start, (steps, own) = time.time(), schedule(ROWS[name], arguments.steps)
+    preset, model = arguments.preset, "random"
     other = re.sub(r"[^\w.]+", "_", " ".join(flags))  # flags of all rows
-    folder, model = f"{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}{other}", "random"
+    folder = f"{preset}_{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}{other}"
     folder = arguments.output_dir / folder
     result = {"flags": " ".join([*own, *flags]), "steps": steps, "device": environment(own_device())["device"]}
     if steps:
@@ -105,9 +108,8 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
             images = arguments.data / "cifar-10" / "train"
             frames = name == "vicreg_frames"
             words += ["--image-dir", add_frames(images, arguments.output_dir / "frames") if frames else images]
-        script = "experiments/true_flow.py" if name == "true_flow" else "train.py"
-        code = subprocess.run([sys.executable, script, "small", *words], cwd=ROOT).returncode
-        metrics, model = folder / "metrics.jsonl", str(folder / "checkpoint.pt")
+        code = subprocess.run([sys.executable, ROWS[name].script, preset, *words], cwd=ROOT).returncode
+        metrics, model = folder / "metrics.jsonl", str(folder / "model.safetensors")
         if code:
             diverged = metrics.exists() and '"skipped"' in "".join(metrics.read_text().splitlines()[-1:])
             return result | {"measures": {}, "diverged": True} if diverged else None
@@ -116,7 +118,7 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
             curves.parent.mkdir(exist_ok=True)
             curves.write_text(json.dumps(thin_curves(metrics)) + "\n")
             result["curves"] = curves.name
-    result["measures"] = measure(model, seed, folder, arguments.data)
+    result["measures"] = measure(model, PRESETS[preset].model.encoder, seed, folder, arguments.data)
     return result | {"seconds": round(time.time() - start)}
 
 
@@ -125,6 +127,7 @@ def main(words: list[str] | None = None) -> None:
     absolute = lambda text: Path(text).resolve()  # noqa: E731 (train.py runs in another folder)
     parser.add_argument("--table", nargs="+", choices=TABLES, default=[], help="for 2 see the docstring")
     parser.add_argument("--figure", nargs="+", choices=FIGURES, default=[])
+    parser.add_argument("--preset", choices=("small", "pocket"), default="small", help="of train.py")
     parser.add_argument("--steps", type=int, default=3000, help="of each row, a multiple of 100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=absolute, help="with CIFAR-10, Middlebury and DAVIS; default: MovingShapes")
@@ -140,7 +143,8 @@ def main(words: list[str] | None = None) -> None:
     if not arguments.data:  # all images are MovingShapes
         names = [name for name in names if name != "vicreg_frames"]
     images, failed = "CIFAR-10" if arguments.data else "MovingShapes", []
-    series = ", ".join([f"{arguments.steps:,} steps", f"images of {images}", *([" ".join(flags)] if flags else [])])
+    parts = [arguments.preset, f"{arguments.steps:,} steps", f"images of {images}", " ".join(flags)]
+    series = ", ".join(filter(None, parts))
     for seed, name in product(arguments.seeds, dict.fromkeys(names)):
         lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
         run = {"series": series, "name": name, "seed": seed}

@@ -11,13 +11,15 @@ import torch
 from export import export
 from helpers import write_davis, write_images, write_middlebury
 from rows import FIGURES, ROWS, TABLES, schedule
+from torch import nn
+from torchvision.transforms import v2
 
 import evaluate
 import train
 from data import ImageFiles, ShardedStream
 from engine.faults import run_command
-from experiments import run
-from mcjepa import MCJEPA, ModelConfig
+from experiments import local_loss, run
+from mcjepa import MCJEPA, ModelConfig, load_model
 from sources.moving_shapes import MovingShapes
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
@@ -60,6 +62,42 @@ def test_the_true_flow_of_the_shapes_takes_the_place_of_the_estimated_one(tmp_pa
     lengths = torch.cat((item["flow_forward"], item["flow_backward"])).norm(dim=1)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["flow_length"] == pytest.approx(lengths.mean().item(), rel=0.02)  # it went through stride 4
+
+
+def test_the_views_of_the_local_loss_carry_the_places_of_their_pixels():
+    x, y = torch.meshgrid(4 * torch.arange(60), 6 * torch.arange(40), indexing="xy")
+    views = local_loss.PlacedViews(48, smallest_crop=0.3)
+    for name in ("view_1", "view_2"):  # without changes of colour
+        setattr(views, name, v2.Compose([*getattr(views, name).transforms[:2], nn.Identity()]))
+    torch.manual_seed(0)
+    for view in views(torch.stack((x, y, x)).byte()):
+        torch.testing.assert_close(view[0] * 255 / 4, view[3], atol=1.5, rtol=0)
+        torch.testing.assert_close(view[1] * 255 / 6, view[4], atol=1.5, rtol=0)
+
+
+def test_the_local_loss_matches_the_positions_whose_places_are_nearest():
+    torch.manual_seed(0)
+    features, places = torch.rand(4, 5, 3, 4), 10 * torch.rand(4, 2, 3, 4)
+    expected = []
+    for pair in range(2):
+        here, there = (zip(features[i].flatten(1).T, places[i].flatten(1).T, strict=True) for i in (pair, pair + 2))
+        there, matches = list(there), []
+        for feature, place in here:
+            distances = [(place - other).norm().item() for _, other in there]
+            matches.append((min(distances), feature, there[distances.index(min(distances))][0]))
+        expected += [match[1:] for match in sorted(matches, key=lambda match: match[0])[:5]]
+    for seen, known in zip(local_loss.match(features, places), zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(seen, torch.stack(known))  # 20 of 49 are 5 of 12
+
+
+def test_vicreg_learns_with_a_local_loss_and_its_weights_are_those_of_any_model(tmp_path):
+    words = ["experiments/local_loss.py", "small", "--task", "vicreg", *TINY.replace("=", " ").split()]
+    words += ["--max-steps", "1", "--flow-start-epoch", "0", "--workers", "0", "--output-dir", str(tmp_path)]
+    subprocess.run([sys.executable, *words], cwd=Path(run.ROOT), check=True, capture_output=True)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    for name, share in (("vicreg_variance", 0.75), ("local_vicreg_variance", 0.25)):
+        assert line[f"weighted/{name}"] == pytest.approx(25 * share * line[f"loss/{name}"], rel=1e-4)
+    load_model(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", set(ROWS) - {"random"})
@@ -112,7 +150,7 @@ def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
     write_middlebury(tmp_path / "Middlebury")
     write_davis(tmp_path / "DAVIS2016-240p", ["bear"], resolution="240p")
     write_images(tmp_path / "cifar-10", [f"{part}/{kind}/a.png" for part in ("train", "test") for kind in "ab"])
-    measures = run.measure("random", 0, tmp_path, tmp_path)
+    measures = run.measure("random", "resnet10_half", 0, tmp_path, tmp_path)
     assert measures["CIFAR-10 k-NN, stride 32"] == 50  # all images are alike
     assert {"EPE", "Middlebury EPE", "J&F, 8", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16"} <= measures.keys()
 
@@ -126,7 +164,7 @@ def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_othe
     (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert line["diverged"] and not line["measures"]
     (tmp_path / "results.jsonl").unlink()
-    (metrics,) = (tmp_path / "runs").glob("mcjepa_20_0_*_learning_rate_1e30/metrics.jsonl")  # a folder for these flags
+    (metrics,) = (tmp_path / "runs").glob("*_mcjepa_20_0_*_rate_1e30/metrics.jsonl")  # a folder for these flags
     metrics.unlink()
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=1)))
     with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
