@@ -54,7 +54,7 @@ from engine.checkpoint import as_json, check_same_run, newest_checkpoint, replac
 from engine.faults import check_numbers, one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
-from flow import warp
+from flow import forward_backward_mask, warp
 from mcjepa import MCJEPA, EncoderName, ModelConfig, load_checkpoint, load_model, pad_to_multiple
 from sources import MissingSet, flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
@@ -414,6 +414,7 @@ class FlowConfig(ProtocolConfig):
     max_frames: int | None = None  # Only the first frames of the video.
     export: Path | None = None
     """A folder for the flow of every pair as the benchmark's server takes it, or of every frame of the video (.flo)."""
+    occlusion: bool = False  # Adds NAME_occlusion.png to the .flo of --video: white where the next frame hides a pixel.
 
 
 def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
@@ -459,6 +460,8 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
     if config.export and not (config.data_root or config.video):
         raise ValueError("--export needs --data-root or --video; two --images write flow.flo anyway")
+    if config.occlusion and not (config.video and config.export):
+        raise ValueError("--occlusion writes its masks beside the flow of a video: give --video and --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
     method = BASELINES.get(config.model)
     if method is None:
@@ -642,6 +645,9 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
                 draw_pair(config.output_dir, pair, flows[label])
             if config.export:
                 export_flow(config.export / f"{pair.name}.flo", flows[label])
+            if config.occlusion:
+                hidden = ~forward_backward_mask(flows[label], methods[label](pair.image_2, pair.image_1))[0]
+                write_picture(config.export / f"{pair.name}_occlusion.png", to_uint8(hidden.float().expand(3, -1, -1)))
     report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
     print(f"flow of {count - len(notes)} frames: {config.output_dir / name}.mp4")
     return report

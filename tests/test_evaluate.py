@@ -489,6 +489,19 @@ def test_a_film_shows_frame_flow_dis_and_key_and_every_flow_is_exported(tmp_path
     assert (cv2.readOpticalFlow(str(tmp_path / "flo/00002.flo")) == (2.5, 0.0)).all()
 
 
+@pytest.mark.parametrize("length, grey", [(2.5, 255), (0.0, 0)])  # the same flow both ways leads back if it is 0
+def test_masks_beside_the_exported_flow_are_white_where_it_does_not_lead_back(
+    tmp_path, typed, clip, constant_flow, length, grey
+):
+    constant_flow(length, 0.0)
+    command = ("flow", "--model", "a.pt", "--video", clip[0], "--max-frames", 3, "--output-dir", tmp_path / "out")
+    assert typed(*command, "--occlusion")[0] == 1
+    code, _, err = typed(*command, "--occlusion", "--export", tmp_path / "flo")
+    assert code == 0, err
+    assert files_below(tmp_path / "flo") == [f"0000{t}{end}" for t in range(2) for end in (".flo", "_occlusion.png")]
+    assert (cv2.imread(str(tmp_path / "flo/00001_occlusion.png")) == grey).all()
+
+
 def test_films_of_two_methods_have_two_names_and_a_frame_that_cannot_be_read_is_left_out_with_a_note(tmp_path, typed):
     folder = helpers.write_frames(tmp_path / "clip", 6)
     helpers.cut_short(folder / "002.png")
