@@ -35,7 +35,7 @@ statistics: compare only rows of this table. "J&F, 8" without DAVIS is that of M
 things: the gradients' ratio is 1, and the estimator's rate 2e-3.""",
 }
 MEASURES = ("EPE", "object", "texture", "J&F, 8", "J&F, 8+16", "Middlebury EPE", "CIFAR-10 k-NN, stride 32")
-MEASURES += ("CIFAR-10 ridge, stride 32", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16")
+MEASURES += ("CIFAR-10 ridge, stride 32", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16", "CamVid mIoU")
 INTRODUCTION = """\
 `python experiments/report.py` makes this from results.jsonl. Errors (EPE) are in pixels, all else is in percent, at the
 strides that are named; "object" is the same object found again among 200 in other colours, "texture" another object of

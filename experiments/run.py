@@ -7,8 +7,9 @@
 
 A row is a run of train.py with its preset `small`, or `pocket`, and flags of its own. Flags that this script does not
 know go to train.py, for all rows.
-DATA holds cifar-10/ (train/CLASS/a.png, test/CLASS/b.png), Middlebury/ and DAVIS2016-240p/. A stopped run continues;
-one that is measured has its line in results.jsonl and is not repeated. If it diverged, the line has no measures.
+DATA holds cifar-10/ (train/CLASS/a.png, test/CLASS/b.png), Middlebury/, DAVIS2016-240p/, and CamVid/ if its mIoU is to
+be measured. A stopped run continues; one that is measured has its line in results.jsonl and is not repeated. If it
+diverged, the line has no measures.
 
 Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets kitti sintel): no flag adds MovingShapes.
 """
@@ -58,6 +59,9 @@ def measure(model: str, encoder: str, seed: int, folder: Path, data: Path | None
         _, known, queries = evaluate.label_sets.find_classes(data / "cifar-10", most=10_000, size=48)
         for level, scores in evaluate.classify_images(network, known, queries).items():
             shares |= {f"CIFAR-10 {kind}, {level}": share for kind, share in scores.items()}
+        if (data / "CamVid").is_dir():
+            config = evaluate.SegmentationConfig(**common, data_root=data / "CamVid", pictures=0)
+            shares["CamVid mIoU"] = evaluate.run_segmentation(config)["miou"]
     videos = {"": {}} | ({"DAVIS 2016 ": {"data_root": data / "DAVIS2016-240p", "size": 240}} if data else {})
     for title, options in videos.items():
         for strides in ((8,), (8, 16)):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from export import export
-from helpers import write_davis, write_images, write_middlebury
+from helpers import write_davis, write_images, write_label_set, write_middlebury
 from rows import FIGURES, ROWS, TABLES, schedule
 from torch import nn
 from torchvision.transforms import v2
@@ -149,10 +149,13 @@ def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
     shrink_shapes(monkeypatch)
     write_middlebury(tmp_path / "Middlebury")
     write_davis(tmp_path / "DAVIS2016-240p", ["bear"], resolution="240p")
+    write_label_set(tmp_path / "CamVid", "camvid")
+    monkeypatch.setitem(evaluate.RECIPES, "camvid", evaluate.Recipe(1, 1, 2, 32, 32))
     write_images(tmp_path / "cifar-10", [f"{part}/{kind}/a.png" for part in ("train", "test") for kind in "ab"])
     measures = run.measure("random", "resnet10_half", 0, tmp_path, tmp_path)
     assert measures["CIFAR-10 k-NN, stride 32"] == 50  # all images are alike
-    assert {"EPE", "Middlebury EPE", "J&F, 8", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16"} <= measures.keys()
+    real = {"Middlebury EPE", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16", "CamVid mIoU"}
+    assert {"EPE", "J&F, 8", *real} <= measures.keys()
 
 
 def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
