@@ -414,7 +414,7 @@ class FlowConfig(ProtocolConfig):
     max_frames: int | None = None  # Only the first frames of the video.
     export: Path | None = None
     """A folder for the flow of every pair as the benchmark's server takes it, or of every frame of the video (.flo)."""
-    occlusion: bool = False  # Adds NAME_occlusion.png to the .flo of --video: white where the next frame hides a pixel.
+    occlusion: bool = False  # With --video, adds NAME_occlusion.png to --export, white where a pixel is hidden next.
 
 
 def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
@@ -647,7 +647,7 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
                 export_flow(config.export / f"{pair.name}.flo", flows[label])
             if config.occlusion:
                 hidden = ~forward_backward_mask(flows[label], methods[label](pair.image_2, pair.image_1))[0]
-                write_picture(config.export / f"{pair.name}_occlusion.png", to_uint8(hidden.float().expand(3, -1, -1)))
+                write_picture(config.export / f"{pair.name}_occlusion.png", 255 * hidden.byte().expand(3, -1, -1))
     report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
     print(f"flow of {count - len(notes)} frames: {config.output_dir / name}.mp4")
     return report

@@ -2,16 +2,16 @@
 
     python experiments/local_loss.py small --task vicreg --image-dir IMAGES      # the flags of train.py
 
-Positions of the two views that show nearly the same place of their image are matched and compared by VICReg too, after
-an expander of their own: the matches by location of VICRegL (Bardes, Ponce, LeCun, 2022), with its share of positions
-and its weight, at the stride that objects are followed at.
+Positions of the two views that show nearly the same place of their image are compared by VICReg too, after an expander
+of their own: the matches by location of VICRegL (Bardes, Ponce, LeCun, 2022), from the first view to the second, at the
+stride at which objects are followed. Unlike there, the statistics are over images and positions together. Measure the
+model.safetensors of a run: its checkpoint.pt has both expanders.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -27,9 +27,9 @@ from engine.faults import run_command  # noqa: E402
 from losses import vicreg_loss  # noqa: E402
 
 STRIDE = 8
-WIDTHS = (512, 512, 512)  # half of the other expander's: there are 14 matches for each image
-SHARE = 20 / 49  # of the positions: those with the nearest match
-WEIGHT = 0.25  # the other loss has the rest
+WIDTHS = (512, 512, 512)  # of the local expander, as in VICRegL
+SHARE = 20 / 49  # of the positions, those with the nearest match, as in VICRegL
+WEIGHT = 0.25  # of the local loss, as in VICRegL; the other has the rest
 
 
 class PlacedViews(TwoViews):
@@ -37,10 +37,10 @@ class PlacedViews(TwoViews):
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> tuple[Float[Tensor, "5 s s"], Float[Tensor, "5 s s"]]:
         rows, columns = (torch.arange(length, dtype=torch.float32) for length in image.shape[1:])
-        places, views = tv_tensors.Mask(torch.stack(torch.meshgrid(columns, rows, indexing="xy"))), []
+        places, views = tv_tensors.Image(torch.stack(torch.meshgrid(columns, rows, indexing="xy"))), []
         for view in (self.view_1, self.view_2):
             crop_and_flip, colour = v2.Compose(view.transforms[:2]), v2.Compose(view.transforms[2:])
-            seen, at = crop_and_flip(tv_tensors.Image(image), places)  # a mask is moved as the image is
+            seen, at = crop_and_flip(tv_tensors.Image(image), places)  # both alike
             views.append(torch.cat((train.as_floats(colour(seen.as_subclass(Tensor))), at.as_subclass(Tensor))))
         return tuple(views)
 
@@ -69,10 +69,12 @@ class TwoExpanders(nn.Module):
 
 
 class LocalVICReg(mcjepa.MCJEPA):
-    """VICReg whose views carry the places of their pixels."""
+    """VICReg and a local loss, on views that carry the places of their pixels."""
 
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)
+        if self.estimator is not None or any(self.loss_config.pooled):
+            raise ValueError("local_loss.py is for --task vicreg, without --loss.pooled")
         self.level = self.encoder.strides.index(STRIDE)
         self.expander = TwoExpanders(self.expander, Expander(self.encoder.channels[self.level], WIDTHS))
 
@@ -83,10 +85,11 @@ class LocalVICReg(mcjepa.MCJEPA):
     def _content_terms(self, views: Float[Tensor, "two_n 5 s s"]) -> tuple[mcjepa.Terms, mcjepa.Monitor]:
         views, places = views.split((3, 2), dim=1)
         terms, monitor = super()._content_terms(views)
-        features, self.pyramid = self.pyramid[self.level], None  # a model that holds a graph cannot be copied
-        x, y = match(features, F.adaptive_avg_pool2d(places, features.shape[2:]))
-        embeddings = self.expander.local(torch.cat((x, y)), views=2).chunk(2)
-        local = zip(terms.items(), vicreg_loss(*map(gather, embeddings)), strict=True)
+        features, self.pyramid = self.pyramid[self.level], None  # validation copies the model: it must hold no graph
+        x, y = match(features, places[..., ::STRIDE, ::STRIDE])  # on which the convolutions are centred
+        embeddings = mcjepa.at_least_float32(self.expander.local(torch.cat((x, y)), views=2)).chunk(2)
+        with torch.autocast(views.device.type, enabled=False):
+            local = zip(terms.items(), vicreg_loss(*map(gather, embeddings)), strict=True)
         both = {}
         for (name, (term, coefficient)), local_term in local:
             both[name] = term, coefficient * (1 - WEIGHT)

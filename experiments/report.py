@@ -4,7 +4,7 @@
     python experiments/report.py
 
 Numbers are read from the results; what they mean for a claim is judged by hand, in CLAIMS, on one series of runs. A
-series has one number of steps and one set of images: only its runs are compared.
+series has one preset, one number of steps and one set of images: only its runs are compared.
 """
 
 import argparse

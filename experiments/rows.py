@@ -1,10 +1,10 @@
-"""The rows of the paper's tables and figures, as runs of train.py's small presets with other flags, for run.py."""
+"""The rows of the paper's tables and figures, as runs of train.py's `small` or `pocket` with other flags."""
 
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A run: its flags, how many of --steps it takes, and the share of them before flow starts."""
+    """A run: its flags, how many of --steps it takes, the share of them before flow starts, and what trains it."""
 
     flags: str = ""
     length: float = 1.0
@@ -65,5 +65,6 @@ def schedule(row: Row, steps: int) -> tuple[int, list[str]]:
     epochs, warmup = round(steps / per_epoch), min(max(steps / 10, 100), 500) / per_epoch
     start, turns = epochs * row.flow_start, 2 if "alternate" in row.flags else 1
     flags = f"--epochs {epochs} --steps-per-epoch {per_epoch} --warmup-epochs {warmup:g} --flow-start-epoch {start:g}"
+    # The ratio is that of `small`, for `pocket` too: Figure 5 (3) counts from it.
     flags += f" --mask-warmup-epochs {(epochs - start) / turns / 2:g} --loss.gradient-ratio 0.3"
     return epochs * per_epoch, f"{flags} {row.flags}".split()

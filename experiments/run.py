@@ -5,11 +5,10 @@
     python experiments/run.py --table 1 --data DATA --workers 8    # images of CIFAR-10; measured on real data too
     python experiments/report.py                                   # makes report.md and its pictures from results.jsonl
 
-A row is a run of train.py with its preset `small`, or `pocket`, and flags of its own. Flags that this script does not
-know go to train.py, for all rows.
-DATA holds cifar-10/ (train/CLASS/a.png, test/CLASS/b.png), Middlebury/, DAVIS2016-240p/, and CamVid/ if its mIoU is to
-be measured. A stopped run continues; one that is measured has its line in results.jsonl and is not repeated. If it
-diverged, the line has no measures.
+A row is a run of train.py, local_loss.py or true_flow.py with the preset `small` or `pocket` and flags of its own.
+Flags that this script does not know are added to those of every row. DATA holds cifar-10/ (train/CLASS/a.png,
+test/CLASS/b.png), Middlebury/, DAVIS2016-240p/, and CamVid/ if its mIoU is to be measured. A stopped run continues; one
+that is measured has its line in results.jsonl and is not repeated. If it diverged, the line has no measures.
 
 Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets kitti sintel): no flag adds MovingShapes.
 """
@@ -34,7 +33,7 @@ from data import ImageFiles  # noqa: E402
 from engine.log import environment, write_picture  # noqa: E402
 from engine.processes import own_device  # noqa: E402
 from sources.moving_shapes import ShapePairs, recoloured_objects  # noqa: E402
-from train import PRESETS  # noqa: E402
+from train import parse  # noqa: E402
 
 CURVES = ("weighted/", "deviation/", "validation/", "gradient_ratio", "flow_balance", "loss/vicreg_invariance")
 
@@ -103,8 +102,7 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
     start, (steps, own) = time.time(), schedule(ROWS[name], arguments.steps)
     preset, model = arguments.preset, "random"
     other = re.sub(r"[^\w.]+", "_", " ".join(flags))  # flags of all rows
-    folder = f"{preset}_{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}{other}"
-    folder = arguments.output_dir / folder
+    folder = arguments.output_dir / f"{preset}_{name}_{arguments.steps}_{seed}{'_cifar' * bool(arguments.data)}{other}"
     result = {"flags": " ".join([*own, *flags]), "steps": steps, "device": environment(own_device())["device"]}
     if steps:
         words = ["--output-dir", folder, "--seed", str(seed), "--workers", str(arguments.workers), *own, *flags]
@@ -114,7 +112,7 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
             words += ["--image-dir", add_frames(images, arguments.output_dir / "frames") if frames else images]
         code = subprocess.run([sys.executable, ROWS[name].script, preset, *words], cwd=ROOT).returncode
         metrics, model = folder / "metrics.jsonl", str(folder / "model.safetensors")
-        if code:
+        if code or not Path(model).exists():  # a signal ends train.py early, with code 0
             diverged = metrics.exists() and '"skipped"' in "".join(metrics.read_text().splitlines()[-1:])
             return result | {"measures": {}, "diverged": True} if diverged else None
         if seed == arguments.seeds[0]:
@@ -122,7 +120,8 @@ def train_and_measure(name: str, seed: int, arguments: argparse.Namespace, flags
             curves.parent.mkdir(exist_ok=True)
             curves.write_text(json.dumps(thin_curves(metrics)) + "\n")
             result["curves"] = curves.name
-    result["measures"] = measure(model, PRESETS[preset].model.encoder, seed, folder, arguments.data)
+    encoder = parse([preset, *own, *flags]).model.encoder
+    result["measures"] = measure(model, encoder, seed, folder, arguments.data)
     return result | {"seconds": round(time.time() - start)}
 
 
@@ -134,7 +133,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=("small", "pocket"), default="small", help="of train.py")
     parser.add_argument("--steps", type=int, default=3000, help="of each row, a multiple of 100")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=absolute, help="with CIFAR-10, Middlebury and DAVIS; default: MovingShapes")
+    parser.add_argument("--data", type=absolute, help="with CIFAR-10, Middlebury, DAVIS, CamVid; default: MovingShapes")
     parser.add_argument("--all", action="store_true", help="the large encoders of Table 4 too")
     parser.add_argument("--workers", type=int, default=2, help="of train.py")
     parser.add_argument("--output-dir", type=absolute, default=ROOT / "runs" / "experiments")

@@ -70,9 +70,11 @@ def test_the_views_of_the_local_loss_carry_the_places_of_their_pixels():
     for name in ("view_1", "view_2"):  # without changes of colour
         setattr(views, name, v2.Compose([*getattr(views, name).transforms[:2], nn.Identity()]))
     torch.manual_seed(0)
-    for view in views(torch.stack((x, y, x)).byte()):
-        torch.testing.assert_close(view[0] * 255 / 4, view[3], atol=1.5, rtol=0)
-        torch.testing.assert_close(view[1] * 255 / 6, view[4], atol=1.5, rtol=0)
+    seen = [view for _ in range(4) for view in views(torch.stack((x, y, x)).byte())]
+    assert {bool(view[3, 0, 0] > view[3, 0, -1]) for view in seen} == {False, True}  # some are flipped
+    for view in seen:
+        torch.testing.assert_close(view[0] * 255 / 4, view[3], atol=0.5, rtol=0)
+        torch.testing.assert_close(view[1] * 255 / 6, view[4], atol=0.5, rtol=0)
 
 
 def test_the_local_loss_matches_the_positions_whose_places_are_nearest():
@@ -90,9 +92,20 @@ def test_the_local_loss_matches_the_positions_whose_places_are_nearest():
         torch.testing.assert_close(seen, torch.stack(known))  # 20 of 49 are 5 of 12
 
 
-def test_vicreg_learns_with_a_local_loss_and_its_weights_are_those_of_any_model(tmp_path):
+def test_the_local_loss_trains_the_encoder_down_to_stride_8_in_float32():
+    model = local_loss.LocalVICReg(ModelConfig("resnet10_half", expander=(8,)), task="vicreg")
+    with torch.autocast("cpu", torch.bfloat16):
+        terms, _ = model._content_terms(torch.rand(8, 5, 32, 32))
+    local = [term for name, (term, _) in terms.items() if name.startswith("local_")]
+    assert len(local) == 3 and all(term.dtype == torch.float32 for term in local)
+    sum(local).backward()
+    _, at_8, at_16, _ = (stage[0].conv1.weight.grad for stage in model.encoder.stages)
+    assert at_8.any() and at_16 is None
+
+
+def test_a_step_of_local_loss_py_weighs_both_losses_and_its_weights_are_those_of_any_model(tmp_path):
     words = ["experiments/local_loss.py", "small", "--task", "vicreg", *TINY.replace("=", " ").split()]
-    words += ["--max-steps", "1", "--flow-start-epoch", "0", "--workers", "0", "--output-dir", str(tmp_path)]
+    words += ["--max-steps", "1", "--workers", "0", "--output-dir", str(tmp_path)]
     subprocess.run([sys.executable, *words], cwd=Path(run.ROOT), check=True, capture_output=True)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     for name, share in (("vicreg_variance", 0.75), ("local_vicreg_variance", 0.25)):
@@ -105,6 +118,9 @@ def test_every_row_is_a_run_of_train_py_whose_masks_come_in_the_last_half_of_its
     steps, flags = schedule(ROWS[name], 1000)
     config = train.parse(["small", *flags])
     train.check(config)
+    assert (run.ROOT / ROWS[name].script).is_file()
+    ratios = {train.parse([preset, *flags]).loss.gradient_ratio for preset in ("small", "pocket")}
+    assert len(ratios) == 1 and ("gradient-ratio" in ROWS[name].flags or ratios == {0.3})
     plan = train.make_plan(config, None, train.Source("images", range(1000), None, 128))
     assert plan.end == steps == config.epochs * config.steps_per_epoch
     flow, _ = plan.taken(plan.end)
@@ -122,12 +138,15 @@ def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, m
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
     shrink_shapes(monkeypatch)
     results, words = tmp_path / "results.jsonl", ["--steps", "2", "--seeds", "0", "--workers", "0", *TINY.split()]
+    words += ["--preset", "pocket"]
     words += ["--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
     run.main([*words, "1"])
     before = results.read_text()
     lines = [json.loads(line) for line in before.splitlines()]
     assert [(line["name"], line["seed"], line["steps"]) for line in lines] == [("random", 0, 0), ("mcjepa", 0, 2)]
+    assert [*(tmp_path / "runs").glob("pocket_mcjepa_2_0_*/model.safetensors")]
     for line in lines:
+        assert line["series"].startswith("pocket, 2 steps, images of MovingShapes, ")
         measures = line["measures"]
         assert {"EPE", "object", "object, stride 8", "J&F, 8", "J&F, 8+16"} <= measures.keys()
         assert measures["texture"] == max(each for name, each in measures.items() if name.startswith("texture, "))
@@ -167,7 +186,7 @@ def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_othe
     (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert line["diverged"] and not line["measures"]
     (tmp_path / "results.jsonl").unlink()
-    (metrics,) = (tmp_path / "runs").glob("*_mcjepa_20_0_*_rate_1e30/metrics.jsonl")  # a folder for these flags
+    (metrics,) = (tmp_path / "runs").glob("small_mcjepa_20_0_*_rate_1e30/metrics.jsonl")  # a folder for these flags
     metrics.unlink()
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=1)))
     with pytest.raises(SystemExit, match="error: 1 runs failed, see above: mcjepa, seed 0"):
