@@ -221,7 +221,7 @@ def rectangle(y, x, h=60, w=80):
     return mask
 
 
-def write_sintel(root, masks=("occlusions", "invalid")):
+def write_sintel(root, occlusions=True):
     """Two scenes; nothing in the second is faster than 10 px. Invalid pixels have a wrong flow, some are unknown."""
     samples = {"clean": [], "final": []}
     for seed, (place, motions) in enumerate({"alley_1": (FAST, FAST[::-1]), "market_2": (SLOW,)}.items()):
@@ -235,14 +235,12 @@ def write_sintel(root, masks=("occlusions", "invalid")):
             name = f"{place}/frame_{number:04d}"
             occluded, invalid = rectangle(slice(10, 50), slice(0, 20 + seed)), rectangle(slice(15, 25), slice(10, 50))
             unknown = rectangle(slice(30, 33), slice(7, 60))
-            stored, known = flow.copy(), ~unknown
-            stored[unknown] = 1e10
-            if "invalid" in masks:
-                stored[invalid], known = (300, -200) if seed else (1, 1), known & ~invalid
-                write_picture(root / f"training/invalid/{name}.png", 255 * invalid.astype(np.uint8))
+            stored, known = flow.copy(), ~unknown & ~invalid
+            stored[unknown], stored[invalid] = 1e10, (300, -200) if seed else (1, 1)
+            write_picture(root / f"training/invalid/{name}.png", 255 * invalid.astype(np.uint8))
             write_flow_file(root / f"training/flow/{name}.flo", stored)
             regions = {"all": known}
-            if "occlusions" in masks:
+            if occlusions:
                 write_picture(root / f"training/occlusions/{name}.png", 255 * occluded.astype(np.uint8))
                 speed = np.hypot(flow[..., 0], flow[..., 1])
                 regions |= {"matched": known & ~occluded, "unmatched": known & occluded, "0-10": known & (speed < 10)}
