@@ -73,11 +73,8 @@ def test_the_newest_checkpoint_and_the_one_before_stay_and_the_best(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for step, best in ((1, True), (2, True), (3, False)):
         save_checkpoint(path, {"step": step, "weight": torch.full((3,), step)}, best)
-    assert {file.name: load(file)["step"] for file in tmp_path.iterdir()} == {
-        "checkpoint.pt": 3,
-        "checkpoint.1.pt": 2,
-        "best.pt": 2,
-    }
+    steps = {file.name: load(file)["step"] for file in tmp_path.iterdir()}
+    assert steps == {"checkpoint.pt": 3, "checkpoint.1.pt": 2, "best.pt": 2}
     assert newest_checkpoint(tmp_path, load) == ({"step": 3, "weight": pytest.approx([3, 3, 3])}, [])
 
 

@@ -62,9 +62,7 @@ def test_either_batch_may_be_absent_but_not_both():
         small_model()()
 
 
-@pytest.mark.parametrize(
-    ("level_flow", "strides"), [("entering", (2, 64)), ("leaving", (2, 64)), ("entering", (4, 16))]
-)
+@pytest.mark.parametrize("level_flow, strides", [("entering", (2, 64)), ("leaving", (2, 64)), ("entering", (4, 16))])
 def test_the_flow_terms_are_eqs_2_to_5_in_both_directions_eqs_2_and_5_over_the_levels(level_flow, strides, monkeypatch):
     model = small_model(level_flow=level_flow, feature_strides=strides, smoothness_order=1)
     images = pairs(1, 128, 128)  # the coarsest level has 2 x 2 cells

@@ -29,18 +29,9 @@ from torchvision.datasets import _optical_flow, utils
 import sources.moving_shapes
 import sources.training_sets
 from data import FlowAugmentation, FramePairs, ShardedStream, Stream, load_image, make_loader
-from sources import MissingSet
+from sources import MissingSet, label_sets
 from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, write_flow
-from sources.label_sets import (
-    LABEL_SETS,
-    PALETTE,
-    VOID,
-    LabelAugmentation,
-    LabelledImages,
-    find_labels,
-    find_masked_videos,
-    read_ids,
-)
+from sources.label_sets import LABEL_SETS, PALETTE, VOID, find_labels, find_masked_videos, read_ids
 from sources.moving_shapes import SHAPE_CLASSES, TEXTURES, MovingShapes, ShapeImages, ShapeLabels, ShapePairs
 from sources.training_sets import VIDEO_SETS, ImageNet, Mix, RepeatsConfig, describe_mix, find_video_set, open_mix
 
@@ -83,20 +74,16 @@ def test_an_item_has_the_documented_shapes_types_and_ranges(seed, size, frames):
     assert item["classes"].max() < len(SHAPE_CLASSES) and torch.equal(item["instances"] == 0, item["classes"] == 0)
 
 
-def layer_colours(colouring, clips=40):
-    """Of each layer that is seen well: its mean colour in the first frame of each clip, and in the second."""
-    shapes = MovingShapes(clips, brightness=0.0, min_shapes=2, max_shapes=4, motion=(0.01, 0.35), colouring=colouring)
-    for item in shapes:
-        masks = [[item["instances"][t] == layer for t in (0, 1)] for layer in range(5)]
-        seen = [mask for mask in masks if min(each.sum() for each in mask) > 1000]
-        yield torch.stack([torch.stack([item["images"][t][:, m[t]].mean(dim=1) for t in (0, 1)]) for m in seen])
-
-
 def test_colours_are_a_layers_own_or_anew_in_each_frame_or_alike_in_all_layers():
     """By how much mean colours differ from frame to frame, and from layer to layer, in [0, 1]."""
-    differ = {}
+    differ, shown = {}, {"brightness": 0.0, "min_shapes": 2, "max_shapes": 4, "motion": (0.01, 0.35)}
     for colouring in ("own", "anew", "alike"):
-        clips = list(layer_colours(colouring))
+        clips = []  # in each, of each layer that is seen well: its mean colour in the first frame and in the second
+        for item in MovingShapes(40, **shown, colouring=colouring):
+            masks = [[item["instances"][t] == layer for t in (0, 1)] for layer in range(5)]
+            seen = [mask for mask in masks if min(each.sum() for each in mask) > 1000]
+            colours = [torch.stack([item["images"][t][:, mask[t]].mean(dim=1) for t in (0, 1)]) for mask in seen]
+            clips.append(torch.stack(colours))
         frames = torch.cat([(clip[:, 0] - clip[:, 1]).abs().mean(dim=1) for clip in clips])
         layers = torch.stack([clip.std(dim=0).mean() for clip in clips if len(clip) > 1])
         differ[colouring] = frames.mean().item(), layers.mean().item()
@@ -380,12 +367,7 @@ def test_the_command_lists_the_mix_the_images_and_where_to_download_the_rest(dat
 
 
 PHOTOS = ["n01440764/n01440764_18.JPEG", "n01440764/n01440764_36.JPEG", "n02119789/n02119789_1.JPEG"]
-HOMES = [
-    "",
-    "ILSVRC2012",
-    *expand("{,ImageNet/,imagenet-1k/}train"),
-    *expand("{,ImageNet/}ILSVRC/Data/CLS-LOC/train"),
-]
+HOMES = ["", "ILSVRC2012", *expand("{,ImageNet/,imagenet-1k/}train"), *expand("{,ImageNet/}ILSVRC/Data/CLS-LOC/train")]
 
 
 @pytest.mark.parametrize("layout", HOMES)
@@ -683,7 +665,7 @@ def test_wide_numbers_are_read_up_to_255_and_are_an_error_beyond(tmp_path, mode,
 
 def one_labelled(folder, ids, table, size=None, mode="P", colours=PALETTE):
     image, labels = write_image(folder / "image.png", size or ids.shape), write_ids(folder / "labels.png", ids, mode)
-    return LabelledImages([(image, labels)], {"": table}, ("a", "b"), colours[:2])
+    return label_sets.LabelledImages([(image, labels)], {"": table}, ("a", "b"), colours[:2])
 
 
 def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_path):
@@ -717,7 +699,7 @@ def test_labels_lie_on_the_pixels_they_were_drawn_on_whatever_the_orientation(or
         stored = upright
     write_ids(tmp_path / "labels.png", stored, "L")
     files = [(tmp_path / "image.png", tmp_path / "labels.png")]
-    image, labels = LabelledImages(files, {"": {0: 0, 1: 1}}, "ab", PALETTE)[0]
+    image, labels = label_sets.LabelledImages(files, {"": {0: 0, 1: 1}}, "ab", PALETTE)[0]
     assert torch.equal(image[0] // 255, labels)
 
 
@@ -726,15 +708,10 @@ IDS_OF_CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 2
 """Of its labels.py: the ids that count, by class."""
 
 
-def classes_of(name, ids):
-    """The classes of stored numbers, written out independently of the code."""
-    first = IDS_OF_CITYSCAPES if name == "cityscapes" else [c + (name == "ade20k") for c in range(COUNTS[name])]
-    return np.vectorize(lambda number: first.index(number) if number in first else 255)(ids)
-
-
 @pytest.mark.parametrize("name", LABEL_SETS)
 def test_each_label_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_other(tmp_path, name):
     own = helpers.write_label_set(tmp_path / "root" / name, name)
+    ids = IDS_OF_CITYSCAPES if name == "cityscapes" else [c + (name == "ade20k") for c in range(COUNTS[name])]
     helpers.write_mac_leftovers(tmp_path / "root")
     for split, images in helpers.LABEL_IMAGES[name].items():
         places = [tuple(own / place for place in helpers.label_places(name, split, image)) for image in images]
@@ -743,7 +720,8 @@ def test_each_label_set_is_found_in_its_native_layout_one_folder_deep_and_is_no_
             assert found == name and labelled.files == places
         for (image, labels), (image_path, labels_path) in zip(labelled, labelled.files, strict=True):
             assert torch.equal(image, load_image(image_path)) and labels.dtype == torch.int64
-            np.testing.assert_array_equal(labels, classes_of(name, np.array(Image.open(labels_path))))
+            expected = np.vectorize(lambda n: ids.index(n) if n in ids else 255)(np.array(Image.open(labels_path)))
+            np.testing.assert_array_equal(labels, expected)
             assert set(labels.unique().tolist()) == {*range(COUNTS[name]), VOID}
     shown = ", ".join(helpers.label_places(name, "train", helpers.LABEL_IMAGES[name]["train"][0]))
     assert LABEL_SETS[name].layout.replace("VOCdevkit/VOC2012/", "").startswith(shown)  # what messages expect
@@ -846,7 +824,7 @@ def test_cityscapes_takes_the_files_of_classes_where_they_are_there(tmp_path):
 def test_labels_are_moved_with_the_image(seed, h, w, crop, axis):
     torch.manual_seed(seed)
     place = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))[axis]
-    augment = LabelAugmentation(crop, min(h, w))
+    augment = label_sets.LabelAugmentation(crop, min(h, w))
     augment.change = lambda view: view / 4.0  # no colours
     image, labels = augment((4 * place).byte().expand(3, h, w).contiguous(), place)
     assert (image - labels)[:, labels != VOID].abs().max() <= 1
@@ -854,7 +832,7 @@ def test_labels_are_moved_with_the_image(seed, h, w, crop, axis):
 
 def test_images_are_smoothed_before_they_are_made_smaller():
     columns = (torch.arange(64) % 4 == 0) * 255  # between those that a bilinear look at every fourth place meets
-    augment = LabelAugmentation(16, 16, scale=(1.0, 1.0))
+    augment = label_sets.LabelAugmentation(16, 16, scale=(1.0, 1.0))
     augment.change = lambda view: view.float() / 255  # no colours
     picture, _ = augment(columns.byte().expand(3, 64, 64).contiguous(), torch.zeros(64, 64, dtype=torch.int64))
     assert picture[:, :, 2:-2].mean().item() == pytest.approx(0.25, abs=0.03)
@@ -866,7 +844,7 @@ def test_crops_lie_anywhere_half_of_them_flipped_and_colours_change_but_no_label
     corners, colours, flipped = set(), set(), 0
     for seed in range(150):
         torch.manual_seed(seed)
-        picture, moved = LabelAugmentation(10, 12, scale=(1.0, 1.0))(image, labels)
+        picture, moved = label_sets.LabelAugmentation(10, 12, scale=(1.0, 1.0))(image, labels)
         top, left = divmod(moved.min().item(), 12)
         expected = labels[top : top + 10, left : left + 10]
         assert torch.equal(moved, expected) or torch.equal(moved, expected.flip(1))
@@ -880,7 +858,7 @@ def test_the_shorter_side_becomes_the_size_times_a_factor_and_what_is_beyond_the
     shapes, corners, mean_colours = set(), set(), 0
     for seed in range(200):
         torch.manual_seed(seed)
-        picture, moved = LabelAugmentation(64, 16)(image, labels)
+        picture, moved = label_sets.LabelAugmentation(64, 16)(image, labels)
         beyond = moved == VOID
         rows, columns = ((~beyond).any(dim=dim).sum().item() for dim in (1, 0))
         assert (~beyond).sum() == rows * columns  # the image is whole
