@@ -177,6 +177,14 @@ def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
     assert {"EPE", "J&F, 8", *real} <= measures.keys()
 
 
+def test_the_row_whose_estimator_learns_nothing_has_no_error_of_flow(monkeypatch):
+    monkeypatch.setattr(run, "schedule", lambda *_: (0, []))
+    monkeypatch.setattr(run, "measure", lambda *_: {"EPE": 9.0, "Middlebury EPE": 9.0, "object": 5.0})
+    options = SimpleNamespace(preset="small", steps=0, data=None, output_dir=Path())
+    measures = [run.train_and_measure(name, 0, options, [])["measures"] for name in ("mcjepa", "true_flow")]
+    assert "EPE" in measures[0] and measures[1] == {"object": 5.0}
+
+
 def test_a_run_that_diverges_has_a_line_without_measures_and_one_that_fails_otherwise_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "TABLES", {"1": ("mcjepa",)})
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
