@@ -194,7 +194,9 @@ def test_processes_share_their_reports_and_find_out_that_they_differ():
 def test_each_process_has_its_gpu_and_more_processes_than_gpus_are_one_line(monkeypatch):
     assert processes.own_device() == torch.device("cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert processes.own_device() == torch.device("mps")
+    for version, device in (("2.13.1", "cpu"), ("2.14.0", "mps")):
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+        assert processes.own_device() == torch.device(device)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes.own_device() == torch.device("cpu")
     chosen = []
