@@ -144,7 +144,9 @@ def _open_video(path: Path) -> tuple[Any, Any]:
         raise ValueError(f"{path}: videos are read by PyAV: pip install av") from error
 
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace")  # "file:": a colon in the name is no protocol
+        # PyAV 19 replaces what is no UTF-8 in the file's texts by itself. "file:": a colon in the name is no protocol.
+        options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        container = av.open(f"file:{path}", **options)
     except av.error.FFmpegError as error:
         raise BadFile(f"{path}: not a readable video ({error.strerror}); convert or remove it") from error
     for stream in container.streams.video:

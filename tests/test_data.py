@@ -247,6 +247,7 @@ def test_colours_are_those_of_ffmpeg_and_the_cover_of_an_album_is_no_video(tmp_p
 def test_a_bad_video_or_short_clip_among_good_ones_is_a_bad_file_and_alone_an_error(tmp_path):
     write_numbered_video(tmp_path / "good.mp4")
     clip = write_numbered_video(tmp_path / "short.mkv", times=STEADY[:3])
+    clip.write_bytes(clip.read_bytes().replace(b"Lavf", b"L\xe4vf"))  # the name of its encoder, not in UTF-8
     write_image(tmp_path / "0.png")  # beside a video: the image is to go, not the folder
     (tmp_path / "text.mp4").write_text("hello")
     pairs = VideoPairs(tmp_path, strides=(3, 5))
