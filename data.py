@@ -434,7 +434,7 @@ class TwoViews:
 
 
 class FlowAugmentation:
-    """The joint augmentation of a pair: one random crop, flips, colour change for both images, and their order swapped.
+    """The joint augmentation of a pair: one crop, flips, changed or permuted colours for both, and their order swapped.
 
     Called with two uint8 (3, h, w) RGB images it returns two uint8 (3, *crop). A frame smaller than the crop is an
     error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to 1 +- `colour`,

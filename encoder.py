@@ -283,7 +283,7 @@ class Expander(nn.Sequential):
 
     Args:
         channels: of the pooled features that go in.
-        widths: of the three layers; the paper's 8192-8192-8192.
+        widths: of the three layers; VICReg's 8192-8192-8192.
     """
 
     def __init__(self, channels: int, widths: Sequence[int] = (8192, 8192, 8192)) -> None:

@@ -11,8 +11,8 @@
     python evaluate.py features --model CHECKPOINT --video clip.mp4                    # a film of its features
     python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # flow, segmentation, video
 
-`--data-root` is the folder of a data set as its archive unpacks, or the folder above it; without it each command
-measures on MovingShapes, where colour identifies nothing. Numbers go to the screen and, with pictures, to
+`--data-root` is the folder of a data set as its archive unpacks, or (not for knn) the folder above it; without it all
+but features measure on MovingShapes, where colour identifies nothing. Numbers go to the screen and, with pictures, to
 `--output-dir`. The protocols read alike: open the data, run the method on each item, measure it, draw it, print the
 table, write the report.
 

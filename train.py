@@ -10,7 +10,7 @@
 The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run
 writes to --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end),
 config.json, environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it
-after a step, with a checkpoint; the same command continues it from there, exactly.
+after a step, with a checkpoint; the same command continues it from there, on a CPU exactly.
 """
 
 import math
@@ -67,8 +67,8 @@ class Config:
     backbone: Path | None = None  # Start the encoder from a torchvision state dict.
     seed: int = 0  # Seed of the weights, of the order of the data, and of the augmentations.
     workers: int = 8
-    """Loader processes of each training process for the images, of which video pairs need 2 at most; 0 loads in the
-    training process."""
+    """Loader processes of each training process for the images; video pairs take as many more, 2 at most; 0 loads in
+    the training process."""
 
     epochs: int = 100  # (paper: 100)
     steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
