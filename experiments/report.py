@@ -30,7 +30,8 @@ the first 25 frames of ten of the 20 val clips at 240 px; `seconds` are those of
 and controls of seed 0 with the flags of pilot 1, trained on a CPU. EPE on 200 pairs (zero flow 5.65). The same images
 and clips, but other batch norm statistics: compare only rows of this table. "J&F, 8" without DAVIS is that of
 MovingShapes among distractors. CamVid: a linear head on frozen features, 400 steps on 367 images, measured on 101
-others (random weights: 27.8% mIoU; with the statistics of batch norm estimated on CamVid VICReg has 37.5, MC-JEPA 36.5).""",
+others (random weights: 27.8% mIoU; with the statistics of batch norm estimated on CamVid VICReg has 37.5,
+MC-JEPA 36.5).""",
     "pilot 2, 1,801 of 2,200 steps, images of CIFAR-10": """the same measures, but EPE on 10 pairs of 256 px (zero flow
 10.21), after 4 pairs of 256 px in a step and 1e-3 as the estimator's rate; stopped by the clock.""",
     SHAPES: """as the one before, but VICReg's images are MovingShapes too. `ratio_1` differs from `mcjepa` in two
