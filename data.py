@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from itertools import count, islice
+from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -555,7 +556,7 @@ def _start_worker(worker: int) -> None:
 
 
 def _end_on_parents_signal() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_process().pid:  # with a fork server, not os.getppid()
         pass
     os._exit(0)
 

@@ -820,7 +820,7 @@ def train_segmenter(
     print("".join(f"{warning}\n" for warning in warnings), end="")
     if checkpoint:
         if warnings:  # the next save would move the damaged file over the good checkpoint.1.pt
-            path.rename(path.with_name("damaged-checkpoint.pt"))
+            path.replace(path.with_name("damaged-checkpoint.pt"))
         may_differ = ("output_dir", "workers", "pictures", "data_root", "model")  # the weights say which model it is
         check_same_run(path, checkpoint["config"], settings, may_differ)
         learns.load_state_dict(checkpoint["model"])

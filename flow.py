@@ -146,7 +146,7 @@ def range_map(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
             for column in (x.floor(), x.floor() + 1):
                 weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
                 inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-                index = torch.where(inside, row * w + column, 0).long()
+                index = torch.where(inside, row.long() * w + column.long(), 0)  # float32 has no odd number above 2^24
                 hits.scatter_add_(1, index.flatten(1), torch.where(inside, weight, 0).flatten(1))
         return hits.view(b, 1, h, w)
 

@@ -56,10 +56,9 @@ def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> F
     Raises:
         ValueError: an image is smaller than the window, or holds integers.
     """
-    if min(*x.shape[2:], *y.shape[2:]) < 3 or not x.is_floating_point():
-        raise ValueError(
-            f"ssim_distance needs floats and at least 3 x 3 pixels, got {x.dtype}, {(*x.shape,)}, {(*y.shape,)}"
-        )
+    if min(*x.shape[2:], *y.shape[2:]) < 3 or not (x.is_floating_point() and y.is_floating_point()):
+        seen = f"{x.dtype} {(*x.shape,)}, {y.dtype} {(*y.shape,)}"
+        raise ValueError(f"ssim_distance needs floats and at least 3 x 3 pixels, got {seen}")
 
     # Several times faster on a CPU than avg_pool2d.
     def window_mean(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-2 w-2"]:
@@ -99,11 +98,10 @@ def reconstruction_loss(
     Raises:
         ValueError: an image is smaller than SSIM's window, or holds integers.
     """
-    if ssim and (min(*image.shape[2:], *warped.shape[2:]) < 3 or not image.is_floating_point()):
-        raise ValueError(
-            "reconstruction_loss: its SSIM needs floats and at least 3 x 3 pixels, "
-            f"got {image.dtype}, {(*image.shape,)}, {(*warped.shape,)}"
-        )
+    floats = image.is_floating_point() and warped.is_floating_point()
+    if ssim and (min(*image.shape[2:], *warped.shape[2:]) < 3 or not floats):
+        seen = f"{image.dtype} {(*image.shape,)}, {warped.dtype} {(*warped.shape,)}"
+        raise ValueError(f"reconstruction_loss: its SSIM needs floats and at least 3 x 3 pixels, got {seen}")
     difference = image - warped
     parts = []  # (weight of the part, its value at each pixel, the mask on its grid)
     if l1:

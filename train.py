@@ -90,7 +90,7 @@ class Config:
     weight_decay: float = 1e-6  # Of AdamW (second-hand: 1e-6).
     warmup_epochs: float = 10.0  # Linear warm-up of the learning rates, then a cosine to 0 (field, VICReg: 10).
     adam_beta2: float = 0.999  # Memory of AdamW's second moment (field, torch: 0.999).
-    clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (ours: 1).
+    clip_gradient: float = 1.0  # Largest gradient norm of each part: encoder, estimator, expander (ours: 1; 0: any).
     regularisation_warmup_epochs: float = 1.0  # Epochs of flow over which Eq. 6 grows to its full weight (ours: 1).
     mask_warmup_epochs: float = 1.0  # Epochs of flow before occlusion masks (ours: 1; untrained flow masks everything).
     precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 autocast on a GPU that has it, else float32.
@@ -413,7 +413,7 @@ def open_run(config: Config) -> Run:
         # All processes have read it by now (the check above waits for them). The next save would move this damaged
         # file over the good checkpoint.1.pt.
         path = config.output_dir / "checkpoint.pt"
-        path.rename(path.with_name("damaged-checkpoint.pt"))
+        path.replace(path.with_name("damaged-checkpoint.pt"))
     notes = [*(source.note for source in sources if source.note), *warnings]
     notes += [f"{config.output_dir}: continuing after step {start} of {plan.end}"] if start else []
     gigabytes = 12e-9 * sum(parameter.numel() for parameter in model.parameters())  # a checkpoint: weights and moments
@@ -497,7 +497,7 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
-        f"gradient_norm/{group['name']}": clip_grad_norm_(group["params"], config.clip_gradient)
+        f"gradient_norm/{group['name']}": clip_grad_norm_(group["params"], config.clip_gradient or math.inf)
         for group in optimizer.param_groups
         if any(parameter.grad is not None for parameter in group["params"])
     }
@@ -536,12 +536,12 @@ def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, 
 
 
 @lru_cache(maxsize=1)
-def views_of_random_weights(config: ModelConfig, *options: int | float) -> float:
+def views_of_random_weights(device: torch.device, config: ModelConfig, *options: int | float) -> float:
     """What `find_views` finds with an encoder that has learned nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = MCJEPA(replace(config, expander=(1,)), task="vicreg")
-    return find_views(model, *options)
+    return find_views(model.to(device), *options)
 
 
 def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
@@ -563,7 +563,7 @@ def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
     elif run.videos:
         said.append(f"flow starts in epoch {run.plan.flow_start // run.plan.per_epoch + 1}")
     options = 10 * config.validation_pairs, config.image_size, config.smallest_crop
-    found, untrained = find_views(model, *options), views_of_random_weights(config.model, *options)
+    found, untrained = find_views(model, *options), views_of_random_weights(run.device, config.model, *options)
     said.append(f"{found:.1%} of {options[0]} unseen images find their other view (random weights {untrained:.1%})")
     log.say(f"epoch {epoch}: {'; '.join(said)}")
     error, content = numbers["epe"], {"views": found, "views_random": untrained}

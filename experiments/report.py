@@ -185,7 +185,7 @@ def write_report(folder: Path) -> None:
     pictures = draw_figure_5(results, folder)
     lines += ["## Figure 5", "", FIGURE_5, "", *(pictures or [NOT_RUN.format(f"--figure {' '.join(FIGURES)}"), ""])]
     lines += ["## While training", "", WHILE_TRAINING, "", *draw_training(results, folder)]
-    (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    (folder / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

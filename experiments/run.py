@@ -15,11 +15,13 @@ Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets k
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -84,8 +86,8 @@ def thin_curves(metrics: Path, most: int = 60) -> dict[str, list[float | None]]:
 def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
     """A folder with these images and as many frames of MovingShapes' videos, of which `count` differ."""
     if not folder.exists():
-        partial, pairs = folder.with_name(f".partial-{folder.name}"), ShapePairs(count, (192, 192))
-        shutil.rmtree(partial, ignore_errors=True)
+        # Another run may make the same folder beside this one.
+        partial, pairs = folder.with_name(f".partial-{folder.name}-{os.getpid()}"), ShapePairs(count, (192, 192))
         partial.mkdir(parents=True)
         (partial / "images").symlink_to(images)
         for i in range(len(ImageFiles(images))):
@@ -93,7 +95,9 @@ def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
                 write_picture(partial / f"{i}.png", pairs[i // 2][i % 2])
             else:
                 (partial / f"{i}.png").symlink_to(f"{i % count}.png")
-        partial.rename(folder)
+        with suppress(OSError):  # it was sooner
+            partial.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

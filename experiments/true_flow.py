@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mcjepa  # noqa: E402
 import train  # noqa: E402
+from encoder import pad_to_multiple  # noqa: E402
 from engine.faults import run_command  # noqa: E402
 from flow import resize_flow  # noqa: E402
 from sources.moving_shapes import MovingShapes, ShapePairs  # noqa: E402
@@ -34,7 +35,7 @@ class TrueFlowMCJEPA(mcjepa.MCJEPA):
     """MC-JEPA whose flow losses take the flow that comes with the frames."""
 
     def _flow_terms(self, images: Float[Tensor, "two_b 5 h w"], *warmups) -> tuple[mcjepa.Terms, mcjepa.Monitor]:
-        images, truth = images.split((3, 2), dim=1)
+        images, truth = pad_to_multiple(images, max(self.encoder.strides)).split((3, 2), dim=1)
         estimated = mcjepa.estimate_flow_pyramid
         sizes = [[length // stride for length in truth.shape[2:]] for stride in self.estimator.strides]
         mcjepa.estimate_flow_pyramid = lambda *_: [resize_flow(truth, size) for size in sizes]

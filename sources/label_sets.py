@@ -76,12 +76,12 @@ def read_ids(path: Path, numbers: dict[int, int] = NUMBERS) -> UInt8[Tensor, "h 
 
 
 def load_labelled(path: Path, labels: UInt8[Tensor, "h w"]) -> UInt8[Tensor, "3 h w"]:
-    """The image of these labels: as it is stored, or upright by EXIF if it has their size only then; or ValueError."""
+    """The image of these labels: as it is stored, or upright by EXIF if it has their size only then; or BadFile."""
     for upright in (False, True):
         image = load_image(path, upright)
         if image.shape[1:] == labels.shape:
             return image
-    raise ValueError(f"{path}: {size_text(image)}, but its labels are {size_text(labels)}")
+    raise BadFile(f"{path}: {size_text(image)}, but its labels are {size_text(labels)}")
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 import evaluate
 import train
 from data import ImageFiles, ShardedStream
+from encoder import pad_to_multiple
 from engine.faults import run_command
 from experiments import local_loss, run
 from mcjepa import MCJEPA, ModelConfig, load_model
@@ -55,11 +56,11 @@ def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_n
 
 def test_the_true_flow_of_the_shapes_takes_the_place_of_the_estimated_one(tmp_path):
     command = [sys.executable, "experiments/true_flow.py", "small", *TINY.replace("=", " ").split(), "--max-steps", "1"]
-    command += ["--flow-start-epoch", "0", "--workers", "0", "--output-dir", str(tmp_path)]
+    command += ["--flow-start-epoch", "0", "--workers", "0", "--output-dir", str(tmp_path), "--crop", "72", "80"]
     subprocess.run(command, cwd=Path(run.ROOT), check=True, capture_output=True)
     ((_, index),) = ShardedStream(train.IMAGENET_SIZE, 1).step(0)
-    item = MovingShapes(train.IMAGENET_SIZE, (64, 64))[index]
-    lengths = torch.cat((item["flow_forward"], item["flow_backward"])).norm(dim=1)
+    item = MovingShapes(train.IMAGENET_SIZE, (72, 80))[index]
+    lengths = pad_to_multiple(torch.cat((item["flow_forward"], item["flow_backward"])), 32).norm(dim=1)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["flow_length"] == pytest.approx(lengths.mean().item(), rel=0.02)  # it went through stride 4
 
@@ -156,12 +157,16 @@ def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, m
     assert results.read_text() == before and "mcjepa, seed 0: its line is in" in capsys.readouterr().out
 
 
-def test_half_of_the_images_are_frames_of_the_videos(tmp_path):
+def test_half_of_the_images_are_frames_of_the_videos(tmp_path, monkeypatch):
     write_images(tmp_path / "images", [f"{part}/{number}.png" for part in "ab" for number in range(3)])
     mixed = run.add_frames(tmp_path / "images", tmp_path / "mixed", count=4)
     sides = [image.shape[1] for image in ImageFiles(mixed)]
     assert len(sides) == 12 and sides.count(192) == 6
     assert run.add_frames(None, mixed) == mixed  # is not made again
+    other = tmp_path / "other"
+    monkeypatch.setattr(run, "write_picture", lambda *_: (other / "of another run").mkdir(parents=True, exist_ok=True))
+    assert [path.name for path in run.add_frames(tmp_path / "images", other, count=4).iterdir()] == ["of another run"]
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "mixed", "other"}
 
 
 def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):

@@ -177,6 +177,7 @@ def test_range_map_equals_the_published_code():
     hits = range_map(numbers["flow_backward"])
     close(hits, numbers["range_map"])
     assert torch.equal(hits < 0.2, numbers["occluded_range_map_below_0_2"].bool())
+    assert (range_map(torch.zeros(1, 2, 60, 60).half()) == 1).all()  # more pixels than the type has whole numbers
 
 
 @given(seed=seeds, h=st.integers(2, 9), w=st.integers(2, 9), reach=st.sampled_from([0.0, 0.5, 3.0, 20.0]))

@@ -127,12 +127,13 @@ def test_ssim_distance_and_reconstruction_loss_equal_the_published_code(dtype, t
 def test_ssim_refuses_images_smaller_than_its_window_and_integers_whose_sums_would_wrap_around(name):
     for size in ((2, 5), (5, 2)):
         x = uniform(0, 1, 3, *size)
-        with pytest.raises(ValueError, match=f"{name}.*at least 3 x 3 pixels, got torch.float64, .*{size[1]}"):
+        with pytest.raises(ValueError, match=f"{name}.*at least 3 x 3 pixels, got torch.float64 .*{size[1]}"):
             getattr(losses, name)(x, x)
         assert losses.reconstruction_loss(x, x, ssim=0.0) == 0
     x = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=f"{name}.* needs floats.*uint8"):
-        inspect.unwrap(getattr(losses, name))(x, x)  # unwrapped: without the checks of the annotations, as for users
+    for pair in ((x, x), (x / 255, x)):
+        with pytest.raises(ValueError, match=f"{name}.* needs floats.*uint8"):
+            inspect.unwrap(getattr(losses, name))(*pair)  # without the checks of the annotations, as for users
 
 
 @given(seed=seeds, size=sizes, contrast=st.sampled_from([0.0, 1e-3, 1.0]))

@@ -28,7 +28,7 @@ from torchvision.datasets import _optical_flow, utils
 
 import sources.moving_shapes
 import sources.training_sets
-from data import FlowAugmentation, FramePairs, ShardedStream, Stream, load_image, make_loader
+from data import BadFile, FlowAugmentation, FramePairs, ShardedStream, Stream, load_image, make_loader
 from sources import MissingSet, label_sets
 from sources.flow_benchmarks import FLOW_BENCHMARKS, find_benchmark, read_flow, read_pair, write_flow
 from sources.label_sets import LABEL_SETS, PALETTE, VOID, find_labels, find_masked_videos, read_ids
@@ -676,9 +676,9 @@ def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_pa
     with raises_one_line(ValueError, f"{labels}: colours where numbers belong"):
         two_alike = PALETTE[[1, 1]]  # as two classes of ADE20K
         one_labelled(tmp_path, random_ids(0, [1]), table, mode="RGB", colours=two_alike)[0]
-    with raises_one_line(ValueError, f"{tmp_path / 'image.png'}: 15x12 px, but its labels are 16x12 px"):
+    with raises_one_line(BadFile, f"{tmp_path / 'image.png'}: 15x12 px, but its labels are 16x12 px"):
         one_labelled(tmp_path, ids, table, (12, 15))[0]
-    with raises_one_line(ValueError, f"{labels}: holds 255, which is no class"):
+    with raises_one_line(BadFile, f"{labels}: holds 255, which is no class"):
         one_labelled(tmp_path, ids, {0: 0, 1: 1})[0]
     for damaged in ("image.png", "labels.png"):
         labelled = one_labelled(tmp_path, random_ids(0, [0, 1], 40, 50), table)

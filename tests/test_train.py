@@ -521,8 +521,10 @@ def test_each_part_has_its_learning_rate_and_its_gradient_is_clipped_apart(monke
         return step(optimizer, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    flags = ("--flow-start-epoch", 0, "--max-steps", 1, "--clip-gradient", 0.01)
-    run(tmp_path, "--learning-rate", 0.3, "--estimator-learning-rate", 0.2, *flags)
+    flags = ("--flow-start-epoch", 0, "--max-steps", 1, "--learning-rate", 0.3, "--estimator-learning-rate", 0.2)
+    run(tmp_path / "any", *flags, "--clip-gradient", 0)
+    assert min(norms.values()) > 0.02
+    run(tmp_path, *flags, "--clip-gradient", 0.01)
     assert norms == pytest.approx({("encoder", 0.3): 0.01, ("estimator", 0.2): 0.01, ("expander", 0.3): 0.01}, rel=1e-3)
 
 
