@@ -17,6 +17,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import count, islice
 from multiprocessing import parent_process
@@ -167,7 +168,8 @@ class VideoFile:
     def __init__(self, path: Path):
         container, stream = _open_video(path)
         self.path, self.stamps, packets = path, (), []
-        self.rate = stream.average_rate  # frames per second, a Fraction; None if the file has none
+        rate = stream.average_rate  # frames per second; since PyAV 19 no Fraction, false if the file has none
+        self.rate = Fraction(rate.numerator, rate.denominator) if rate else None
         by_ffmpeg = container.format.flags & 0x80  # AVFMT_NOTIMESTAMPS: the file has none, FFmpeg counts up
         with container, suppress(Exception):  # where the file is damaged beyond repair, it ends
             for packet in container.demux(stream):
