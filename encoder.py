@@ -313,7 +313,7 @@ def several_processes() -> bool:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all processes. Its gradient is one too, since every process computes a loss from the sum.
+    """The sum over all processes. Its gradient is summed too, since every process computes a loss from the sum.
 
     `torch.distributed.nn.functional` has this as well, but deprecated, and its successor lacks the gradient in some
     versions of torch.
@@ -362,7 +362,7 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
 
 
 def gather_moments(moments: Float[Tensor, "2 d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """The variance and the mean of all processes' samples, from those of each (by the law of total variance).
+    """The biased variance and mean of all processes' samples, from those of each (by the law of total variance).
 
     Every process must hold equally many samples.
     """

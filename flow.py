@@ -81,7 +81,7 @@ def correlation(
     y = torch.cat((y[:, :, :, :, :-1], y[:, :, :, :, 1:]), dim=5)
     y = y.permute(0, 2, 4, 1, 3, 5).flatten(4)  # b rows columns c (2 tile)^2
     products = torch.matmul(x, y).contiguous()
-    # The pixel (i, j) of a tile, at (dy, dx) of its window, is in row i tile + j and column (i + dy) 2 tile + j + dx.
+    # Pixel (i, j) of a tile, at (k, l) of its window from 0, is in row i tile + j and column (i + k) 2 tile + j + l.
     wide = 2 * tile
     pixel = wide**2
     of_tile = tile**2 * pixel
@@ -154,8 +154,8 @@ def range_map(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
 class LevelEstimator(nn.Module):
     """The estimator of one level: 3 x 3 convolutions 128-128-96-64-32 times `factor`, then 2 channels of flow.
 
-    LeakyReLU 0.1 after each but the last, and before it the normalisation of the paper's Table 3: "layer" = LayerNorm
-    over the channels after each convolution but the last, "l2" = unit length before the last, "layer+l2", "none".
+    LeakyReLU 0.1 after each but the last, and the normalisation of the paper's Table 3: "layer" = LayerNorm over the
+    channels before each LeakyReLU, "l2" = unit length before the last convolution, "layer+l2", "none".
     """
 
     def __init__(self, channels: int, factor: float, norm: str) -> None:
@@ -181,7 +181,7 @@ class LevelEstimator(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 h w"]:
-        """Correlation, features, warped features and flow, stacked, to the update of the flow."""
+        """The update of the flow, in the estimator's unit, from the stack of correlation, both features and flow."""
         x = self.body(x)
         return self.last(F.normalize(x, dim=1) if self.unit_length else x)
 
@@ -196,8 +196,8 @@ class FlowEstimator(nn.Module):
         factor: scales the widths (paper, Table 3: 1 gives 2M parameters; 2, the default, gives 8M).
         norm: "none", "layer" (paper), "l2" or "layer+l2".
         radius: that of the correlation, in pixels of the level.
-        context: the number of channels to which a 1 x 1 convolution reduces each frame's features, as an input beside
-            the correlation. The correlation uses all channels.
+        reduced: to how many channels a 1 x 1 convolution brings each frame's standardised features, inputs beside the
+            correlation, which uses all of them.
         clip: the flow's largest value in x and y, in pixels of the image.
         unit: what an output of 1 means, at every level, in pixels of the image. (In pixels of its level, 0.25 at
             stride 64 would already be 16 pixels of the image: noise that the finer levels must undo. PWC-Net, too, has
@@ -214,7 +214,7 @@ class FlowEstimator(nn.Module):
         factor: float = 2.0,
         norm: str = "layer",
         radius: int = 4,
-        context: int = 16,
+        reduced: int = 16,
         clip: float = 128.0,
         unit: float = 16.0,
     ) -> None:
@@ -226,8 +226,8 @@ class FlowEstimator(nn.Module):
         self.strides = [stride for stride in strides if stride >= 4]
         self.radius, self.clip, self.unit = radius, clip, unit
         levels = len(self.strides)
-        self.projections = nn.ModuleList(nn.Conv2d(c, context, 1) for c in channels[:levels])
-        inputs = (2 * radius + 1) ** 2 + 2 * context + 2
+        self.projections = nn.ModuleList(nn.Conv2d(c, reduced, 1) for c in channels[:levels])
+        inputs = (2 * radius + 1) ** 2 + 2 * reduced + 2
         self.levels = nn.ModuleList(LevelEstimator(inputs, factor, norm) for _ in self.strides)
 
 

@@ -5,8 +5,8 @@ That is why a few lines (the covariance through the Gram matrix, the masked mean
 instead of being shared.
 
 Conventions: images are RGB in [0, 1]; a flow has channel 0 = x to the right, channel 1 = y down; sums over pixels
-and channels are means, so that a coefficient does not depend on the resolution. Statistics need float32 or float64:
-call these functions outside of autocast.
+and channels are means, so that no coefficient but Eq. 4's depends on the resolution. Statistics need float32 or
+float64: call these functions outside of autocast.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def regression_loss(
-    target: Float[Tensor, "b c h w"],
+    features: Float[Tensor, "b c h w"],
     warped: Float[Tensor, "b c h w"],
     mask: Shaped[Tensor, "b 1 h w"] | None = None,
 ) -> Float[Tensor, ""]:
@@ -28,7 +28,7 @@ def regression_loss(
     would make the loss 0; `variance_covariance_loss` on the same features prevents that.
 
     Args:
-        target: features of the frame on whose grid the flow lives.
+        features: those of the frame on whose grid the flow lives.
         warped: features of the other frame, warped by that flow.
         mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
 
@@ -36,7 +36,7 @@ def regression_loss(
         The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
         valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
     """
-    squared = (target - warped).square()
+    squared = (features - warped).square()
     if mask is None:
         return squared.mean()
     weight = mask.to(squared.dtype)
@@ -165,9 +165,9 @@ def smoothness_loss(
         raise ValueError(f"smoothness_loss: order must be 1 or 2, below each side, got {order}, {(*flow.shape,)}")
     loss = flow.new_zeros(())
     for axis in (3, 2):
-        weight = torch.exp(-edge_weight * image.diff(dim=axis).abs().mean(dim=1, keepdim=True))
-        weight = weight.narrow(axis, order - 1, weight.shape[axis] - order + 1)
         difference = flow.diff(n=order, dim=axis)
+        weight = torch.exp(-edge_weight * image.diff(dim=axis).abs().mean(dim=1, keepdim=True))
+        weight = weight.narrow(axis, order - 1, difference.shape[axis])
         size = (difference.square() + charbonnier**2).sqrt() if charbonnier else difference.abs()
         loss = loss + (weight * size).mean()
     return loss
@@ -180,7 +180,7 @@ def cycle_consistency_loss(
 ) -> Float[Tensor, ""]:
     """Eq. 5 at one level of the pyramid: features against themselves after a warp there and back.
 
-    There is no stop-gradient, as in Eq. 2, and constant features would make it 0 too.
+    As in Eq. 2 there is no stop-gradient, and constant features would make it 0.
 
     Args:
         features: those of one frame.
@@ -266,11 +266,11 @@ def variance_covariance_loss(
     if n < 2:
         raise ValueError(f"variance_covariance_loss: needs at least 2 positions, got {n}")
     variance, mean = torch.var_mean(features, dim=(0, 2, 3))
-    n_here, mean_here = n, mean
     if sum_over_processes is not None:
+        n_here, mean_here = n, mean
         n = sum_over_processes(mean.new_full((), n_here))
         mean = sum_over_processes(n_here * mean_here) / n
-        deviations = (n_here - 1) * variance + n_here * (mean_here - mean).square()  # squared, from the mean of all
+        deviations = (n_here - 1) * variance + n_here * (mean_here - mean).square()  # squares, about the mean of all
         variance = sum_over_processes(deviations) / (n - 1)
     loss = variance_weight * F.relu(gamma - torch.sqrt(variance + eps)).mean()
     if covariance_weight:

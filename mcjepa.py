@@ -100,20 +100,20 @@ class LossConfig:
     end they count is not known)."""
     covariance: tuple[float, ...] = (0.04, 0.04, 0.001, 0.0, 0.0, 0.0)
     """Covariance weights of Eq. 6 per level, coarsest first (second-hand: 0.04 0.04 0.001 0 0 0; as above)."""
-    each_frame: bool = False  # Takes the statistics of Eq. 6 from each frame alone, not from both together (ours: no).
+    each_frame: bool = False  # Takes Eq. 6 over first frames and over second ones, not over both together (ours: no).
     pooled: tuple[float, float] = (0.0, 0.0)
     """Variance and covariance weights of Eq. 6 on the pooled features of images (second-hand: 0.01 0.04; ours: 0)."""
     flow_balance: float = 0.1  # Multiplies all flow losses, Eqs. 2 to 6 (paper, Figure 5 (3): 0.1).
     gradient_ratio: float = 0.0
-    """If not 0, train.py moves the balance, in steps of both tasks, until the gradient of the flow losses on the
-    encoder is this share of that of the content losses (ours: 0, a fixed balance)."""
+    """If not 0, train.py moves the balance, in every tenth step of both tasks, until the gradient of the flow losses on
+    the encoder is this share of that of the content losses (ours: 0, a fixed balance)."""
     vicreg_invariance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_variance: float = 25.0  # (field, VICReg's official code: 25)
     vicreg_covariance: float = 1.0  # (field, VICReg's official code: 1)
     occlusion: Literal["forward_backward", "range_map"] = "forward_backward"
     """How occluded pixels are found (paper: forward_backward; field: UFlow has both)."""
     least_visible: float = 0.2
-    """If less than this share of a frame is visible, its mask is dropped: it must not end the loss (ours: 0.2)."""
+    """A mask that leaves less than this share of its frame visible is dropped: it would end the loss (ours: 0.2)."""
 
 
 class Losses(NamedTuple):
@@ -205,7 +205,7 @@ class MCJEPA(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def freeze_encoder(self, frozen: bool = True) -> None:
-        """Stops or restores the encoder's gradients. A frozen encoder keeps its batch statistics in train mode too."""
+        """Stops or restores the encoder's gradients. Frozen, it uses its running averages in train mode too."""
         self.encoder.requires_grad_(not frozen)
         self.encoder_is_frozen = frozen
         self.train(self.training)
@@ -311,9 +311,9 @@ class MCJEPA(nn.Module):
                     continue
                 visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, features.shape[2:]))
                 mask = {loss: visible_l for loss in config.masked}  # the others have none: every pixel counts
-                warped = warp(swap_frames(features), flow_l)
+                warped = warp(swap_frames(features), flow_l)  # W(X_t+1, f) of the README
                 regression.append(regression_loss(features, warped, mask.get("regression")))
-                cycled = warp(swap_frames(warped), flow_l)  # these are the features, warped to the other frame
+                cycled = warp(swap_frames(warped), flow_l)  # W(W(X_t, b), f): swapped, these are W(X_t, b)
                 cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
             if "reconstruction" not in config.masked:
                 visible = torch.ones_like(visible)
@@ -322,11 +322,11 @@ class MCJEPA(nn.Module):
                 coarse = self._coarse_image_losses(images, flows[:-1], visible)
                 terms["coarse_levels"] = (coarse, balance * config.coarse_levels)
 
-        terms["reconstruction"] = (reconstruction, balance * config.reconstruction)
-        terms["regression"] = (sum(regression), balance * config.regression)
-        terms["smoothness"] = (smoothness, balance * config.smoothness)
-        terms["cycle"] = (sum(cycle), balance * config.cycle)
-        terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)
+        terms["reconstruction"] = (reconstruction, balance * config.reconstruction)  # Eq. 3
+        terms["regression"] = (sum(regression), balance * config.regression)  # Eq. 2
+        terms["smoothness"] = (smoothness, balance * config.smoothness)  # Eq. 4
+        terms["cycle"] = (sum(cycle), balance * config.cycle)  # Eq. 5
+        terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)  # Eq. 6
         stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
         monitor = {f"deviation/stride_{stride}": std for stride, std in stds}
         monitor |= {"visible": visible_share, "flow_length": torch.hypot(*flow.detach().unbind(dim=1)).mean()}
@@ -335,7 +335,7 @@ class MCJEPA(nn.Module):
     def _level_flows(
         self, flows: list[Float[Tensor, "two_b 2 _ _"]], pyramid: list[Float[Tensor, "two_b _ _ _"]]
     ) -> list[Float[Tensor, "two_b 2 _ _"]]:
-        """The flow that warps each level in Eqs. 2 and 5, at its size; the level of stride 2 has no estimator."""
+        """The flow that warps each level in Eqs. 2 and 5, at its size; stride 2 takes the last, of stride 4."""
         if self.loss_config.level_flow == "entering":
             flows = [torch.zeros_like(flows[0]), *flows]
         return [resize_flow(flows[min(i, len(flows) - 1)], level.shape[2:]) for i, level in enumerate(pyramid)]
@@ -383,8 +383,8 @@ class MCJEPA(nn.Module):
         """The mask of the losses, and the share of pixels that the flows call visible (also while masks are off)."""
         flow = flow.detach()
         reverse = swap_frames(flow)
-        consistent = self.loss_config.occlusion == "forward_backward"
-        visible = forward_backward_mask(flow, reverse) if consistent else range_map(reverse) >= RANGE_MAP_THRESHOLD
+        both_ways = self.loss_config.occlusion == "forward_backward"
+        visible = forward_backward_mask(flow, reverse) if both_ways else range_map(reverse) >= RANGE_MAP_THRESHOLD
         visible = visible.to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
         masked = (share >= self.loss_config.least_visible) & masks

@@ -487,13 +487,13 @@ def take_step(
         group["lr"] = learning_rate_factor(config, (step + 1) / plan.per_epoch) * group["initial_lr"]
     on_gpu = run.device.type == "cuda"
     bfloat16 = config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    eq_6 = min((flow_steps + 1) / plan.regularisation_warmup, 1.0)
-    warmups = {"masks": torch.full((), flow_steps >= plan.mask_warmup), "regularisation": torch.full((), eq_6)}
+    growth = min((flow_steps + 1) / plan.regularisation_warmup, 1.0)  # of Eq. 6
+    warmups = {"masks": torch.full((), flow_steps >= plan.mask_warmup), "regularisation": torch.full((), growth)}
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # a NaN would stay in a batch norm's averages
     with torch.autocast(run.device.type, torch.bfloat16, enabled=bfloat16):
         losses: Losses = module(video=batch[0], views=batch[1], **warmups)
-    balances = config.loss.gradient_ratio and len(losses.tasks) == 2 and flow_steps % 10 == 0
-    ratio = gradient_ratio(run.model, losses) if balances else None
+    rebalance = config.loss.gradient_ratio and len(losses.tasks) == 2 and flow_steps % 10 == 0  # costs two backwards
+    ratio = gradient_ratio(run.model, losses) if rebalance else None
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norms = {
@@ -511,7 +511,7 @@ def take_step(
             buffer.copy_(before)
         return {}, reports
     optimizer.step()
-    if balances:
+    if rebalance:
         balance = run.model.flow_balance
         numbers |= {"gradient_ratio": ratio, "flow_balance": balance.clone()}
         # The first move goes all the way, later ones a fifth of it, so that no single batch upsets the balance (ours).
