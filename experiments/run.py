@@ -88,6 +88,7 @@ def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
     if not folder.exists():
         # Another run may make the same folder beside this one.
         partial, pairs = folder.with_name(f".partial-{folder.name}-{os.getpid()}"), ShapePairs(count, (192, 192))
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "images").symlink_to(images)
         for i in range(len(ImageFiles(images))):
