@@ -38,7 +38,8 @@ MC-JEPA 36.5).""",
     SHAPES: """as the one before, but VICReg's images are MovingShapes too. `ratio_1` differs from `mcjepa` in two
 things: the gradients' ratio is 1, and the estimator's rate 2e-3.""",
     POCKET: """by run.py on a CPU: the encoder half as wide. EPE on 200 pairs (zero flow 5.65), the rest as in the
-table of controls. Alternating strategies have a fixed balance of 8; with the gradients' ratio of the others it ends near 4.""",
+table of controls. Alternating strategies have a fixed balance of 8; with the gradients' ratio of the others
+it ends near 4.""",
 }
 MEASURES = ("EPE", "object", "texture", "J&F, 8", "J&F, 8+16", "Middlebury EPE", "CIFAR-10 k-NN, stride 32")
 MEASURES += ("CIFAR-10 ridge, stride 32", "DAVIS 2016 J&F, 8", "DAVIS 2016 J&F, 8+16", "CamVid mIoU")
