@@ -15,15 +15,14 @@ Table 2, of sets of video, needs the paper's (train.py --data-root DATA --sets k
 
 import argparse
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rows import FIGURES, LARGE, ROWS, TABLES, schedule
 
@@ -86,19 +85,18 @@ def thin_curves(metrics: Path, most: int = 60) -> dict[str, list[float | None]]:
 def add_frames(images: Path, folder: Path, count: int = 10_000) -> Path:
     """A folder with these images and as many frames of MovingShapes' videos, of which `count` differ."""
     if not folder.exists():
-        # Another run may make the same folder beside this one.
-        partial, pairs = folder.with_name(f".partial-{folder.name}-{os.getpid()}"), ShapePairs(count, (192, 192))
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / "images").symlink_to(images)
-        for i in range(len(ImageFiles(images))):
-            if i < count:
-                write_picture(partial / f"{i}.png", pairs[i // 2][i % 2])
-            else:
-                (partial / f"{i}.png").symlink_to(f"{i % count}.png")
-        with suppress(OSError):  # it was sooner
-            partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as temporary:  # another run may make the same folder beside this one
+            partial, pairs = Path(temporary, "frames"), ShapePairs(count, (192, 192))
+            partial.mkdir()
+            (partial / "images").symlink_to(images)
+            for i in range(len(ImageFiles(images))):
+                if i < count:
+                    write_picture(partial / f"{i}.png", pairs[i // 2][i % 2])
+                else:
+                    (partial / f"{i}.png").symlink_to(f"{i % count}.png")
+            with suppress(OSError):  # it was sooner
+                partial.rename(folder)
     return folder
 
 
