@@ -140,10 +140,7 @@ def _shift(folder: Path, name: str) -> int:
 
 def _open_video(path: Path) -> tuple[Any, Any]:
     """FFmpeg's container of a video file, and the video in it. BadFile, with the reason, if there is none."""
-    try:
-        import av  # here, so that all else runs without it
-    except ImportError as error:
-        raise ValueError(f"{path}: videos are read by PyAV: pip install av") from error
+    import av  # here, so that all else runs without it
 
     try:
         # PyAV 19 replaces what is no UTF-8 in the file's texts by itself. "file:": a colon in the name is no protocol.
@@ -296,8 +293,6 @@ class FramePairs(Dataset):
     """
 
     def __init__(self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Transform | None = None):
-        if min(strides) < 1:
-            raise ValueError(f"a stride of {min(strides)} frames; strides are 1 or more")
         self.clips, self.pairs, self.transform = [], [], transform
         for number, clip in enumerate(clips):
             length = len(clip.frames)
@@ -497,13 +492,9 @@ class ShardedStream(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for step in count(self.stream.start_step):
-            yield from self.step(step)
-
-    def step(self, number: int) -> Iterator[tuple[int, int]]:
-        """What this process loads in that step."""
-        first = (number * self.stream.world_size + self.stream.rank) * self.batch_size
-        for position in range(first, first + self.batch_size):
-            yield position, int(self.order_of_pass(position // self.length)[position % self.length])
+            first = (step * self.stream.world_size + self.stream.rank) * self.batch_size
+            for position in range(first, first + self.batch_size):
+                yield position, int(self.order_of_pass(position // self.length)[position % self.length])
 
 
 class SkipBadFiles(Dataset):
@@ -535,7 +526,7 @@ class SkipBadFiles(Dataset):
                 if len(faults) == len(self.dataset):
                     raise ValueError(f"none of {self.dataset.file_count} files can be used: {faults[0]}") from error
                 if len(set(faults)) > self.allowed:
-                    counts = f"{len(faults)} of {self.dataset.file_count} files cannot be used"
+                    counts = f"{len(set(faults))} of {self.dataset.file_count} files cannot be used"
                     raise ValueError(f"{counts}, and --bad-files allows {self.allowed}: {faults[0]}") from error
                 index = (index + 1) % len(self.dataset)
 
@@ -583,7 +574,6 @@ def make_loader(
         collate_fn=partial(_collate, with_faults=allowed_bad_files is not None),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(stream.seed),
     )

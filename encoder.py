@@ -115,7 +115,6 @@ class ConvNeXtPyramid(nn.Module):
             nn.init.zeros_(stem[0].bias)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images of any size to 6 feature maps, coarsest first."""
         x, levels = images, []
         for index, stem in enumerate(self.features[0]):
             x = stem(pad_to_multiple(x, 2))  # else a 2 x 2 convolution of stride 2 drops the last of an odd number
@@ -147,7 +146,6 @@ class ResNetPyramid(nn.Module):
         self.body.fc = nn.Identity()
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images of any size to 5 feature maps, coarsest first."""
         body = self.body
         levels = [body.relu(body.bn1(body.conv1(images)))]
         x = body.maxpool(levels[0])
@@ -186,7 +184,6 @@ class SmallResNetPyramid(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images of any size to 5 feature maps, coarsest first."""
         levels = [self.stem(images)]
         for stage in self.stages:
             levels.append(stage(levels[-1]))
@@ -215,7 +212,6 @@ class PWCPyramid(nn.Module):
             self.levels.append(nn.Sequential(*layers))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """Normalised images of any size to 6 feature maps, coarsest first."""
         x, levels = images, []
         for level in self.levels:
             x = level(x)
@@ -331,12 +327,12 @@ class _AllReduce(torch.autograd.Function):
 
 
 def sum_over_processes(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The sum over all processes, with gradients to each of them; in a single process, x itself.
+    """The sum over all processes, with gradients to each of them.
 
     Every process computes the same loss from the sum, so the gradient that arrives at one is world_size times its
     share. DDP averages gradients over the processes, which removes that factor.
     """
-    return _AllReduce.apply(x) if several_processes() else x
+    return _AllReduce.apply(x)
 
 
 class _AllGather(torch.autograd.Function):
@@ -361,15 +357,6 @@ def gather(x: Float[Tensor, "n ..."]) -> Float[Tensor, "m ..."]:
     return _AllGather.apply(x.contiguous()) if several_processes() else x
 
 
-def gather_moments(moments: Float[Tensor, "2 d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """The biased variance and mean of all processes' samples, from those of each (by the law of total variance).
-
-    Every process must hold equally many samples.
-    """
-    variances, means = gather(moments[None]).unbind(dim=1)  # each (processes, d)
-    return variances.mean(dim=0) + means.var(dim=0, correction=0), means.mean(dim=0)
-
-
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm of (n, d) or (n, d, h, w) whose statistics in training are those of all processes' batches together.
 
@@ -386,7 +373,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         moments = torch.stack(torch.var_mean(precise, dim=(0, *range(2, x.ndim)), correction=0))
-        variance, mean = gather_moments(moments)
+        variances, means = gather(moments[None]).unbind(dim=1)  # each (processes, d)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)  # the law of total variance
         with torch.no_grad():
             n = x.numel() / x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1

@@ -305,9 +305,9 @@ def readable(
     notes += [f"left out: {fault}" for fault in faults]
 
 
-def sample(measure: Callable[[int], Any], count: int) -> list[Any]:
-    """What `measure` gives for ten of so many items, spread evenly: for a scale or colours that all pictures share."""
-    return [item for item, _ in readable(map(measure, spread(count, 10)), min(count, 10), "sample", 0, [])]
+def sample(measure: Callable[[int], Any], count: int, most: int = 10) -> Iterator[Any]:
+    """What `measure` gives for at most so many of the items, spread evenly: for what all of them share."""
+    return (item for item, _ in readable(map(measure, spread(count, most)), min(count, most), "sample", 0, []))
 
 
 def to_uint8(image: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
@@ -458,8 +458,6 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
     if testing and not (config.data_root and config.export):
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
-    if config.export and not (config.data_root or config.video):
-        raise ValueError("--export needs --data-root or --video; two --images write flow.flo anyway")
     if config.occlusion and not (config.video and config.export):
         raise ValueError("--occlusion writes its masks beside the flow of a video: give --video and --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
@@ -538,11 +536,9 @@ def print_errors(groups: dict[str, dict]) -> None:
 
 
 def flow_errors_on_shapes(model: MCJEPA, count: int, size: tuple[int, int]) -> dict[str, float]:
-    """A model's `epe` and `f1` (in [0, 1]) on unseen MovingShapes, and zero flow's `epe_zero`, for train.py."""
-    methods, training = {"ours": model_flow(model), "zero": BASELINES["zero"]}, model.training
-    model.eval()
+    """The `epe` and `f1` (in [0, 1]) of a model in eval mode on unseen MovingShapes, and zero flow's `epe_zero`."""
+    methods = {"ours": model_flow(model), "zero": BASELINES["zero"]}
     entries = [measure_pair(pair, methods)[1] for pair in shapes_pairs(count, size)]
-    model.train(training)
     ours, zero = (mean_errors(entries, name)["per_image"] for name in methods)
     return {"epe": ours["epe"]["all"], "epe_zero": zero["epe"]["all"], "f1": ours["f1"]["all"]}
 
@@ -601,8 +597,9 @@ def flow_figure(
 def draw_pair(folder: Path, pair: FlowPair, flow: Float[Tensor, "1 2 h w"]) -> None:
     """Writes the figure of a pair: FOLDER/pictures/NAME.png."""
     truth = None if pair.flow is None else pair.flow[0]
+    name = "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
     figure = flow_figure(pair.image_1[0], pair.image_2[0], flow[0], truth)
-    write_picture(folder / "pictures" / f"{flow_benchmarks.picture_name(pair)}.png", figure)
+    write_picture(folder / "pictures" / f"{name}.png", figure)
 
 
 def export_flow(path: Path, flow: Float[Tensor, "1 2 h w"]) -> None:
@@ -615,7 +612,7 @@ def flow_of_images(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes flow.flo, its colours (flow.png), and a figure of them with the images."""
     pair = flow_benchmarks.read_pair(FlowFiles("figure", "", *config.images, None))
     flow, folder = method(pair.image_1, pair.image_2), config.output_dir
-    export_flow(folder / "flow.flo", flow)
+    export_flow((config.export or folder) / "flow.flo", flow)
     write_picture(folder / "flow.png", flow_colours(flow[0], colour_scale(flow[0])))
     draw_pair(folder, pair, flow)
     print(f"flow of {flow.norm(dim=1).mean():.2f} px on average, {flow.norm(dim=1).max():.2f} px at most: {folder}")
@@ -648,9 +645,7 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
             if config.occlusion:
                 hidden = ~forward_backward_mask(flows[label], methods[label](pair.image_2, pair.image_1))[0]
                 write_picture(config.export / f"{pair.name}_occlusion.png", 255 * hidden.byte().expand(3, -1, -1))
-    report = write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
-    print(f"flow of {count - len(notes)} frames: {config.output_dir / name}.mp4")
-    return report
+    return write_report(config, name, {"notes": notes, "frames": frames, "scale": scale})
 
 
 # ------------------------------------------------------------------------------------------------------- segmentation
@@ -779,19 +774,16 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
             figure = titled_grid({"image": image} | panels, columns=3)
             write_picture(config.output_dir / "pictures" / f"image_{number:04d}.png", figure)
     pixels, kind = confusion.sum(dim=1), "tuned" if config.finetune else "frozen"
-    constant = torch.zeros_like(confusion)
-    constant[:, pixels.argmax()] = pixels
-    means = [
-        {"miou": mean_iou(counts), "pixel_accuracy": (counts.diag().sum() / counts.sum()).item()}
-        for counts in (confusion, constant)
-    ]
+    shares, accuracy = (pixels / pixels.sum()).tolist(), (confusion.diag().sum() / confusion.sum()).item()
+    means = {"miou": mean_iou(confusion), "pixel_accuracy": accuracy}
+    # Where one class is given to all pixels, its IoU is its share of them, and that of the others is 0.
+    largest = {"miou": max(shares) / (pixels > 0).sum().item(), "pixel_accuracy": max(shares)}
     iou = dict(zip(training.classes, class_iou(confusion).tolist(), strict=True))
-    shares = zip(training.classes, (pixels / pixels.sum()).tolist(), strict=True)
-    rows = {label: (100 * iou[label], 100 * share) for label, share in shares}
+    rows = {label: (100 * iou[label], 100 * share) for label, share in zip(training.classes, shares, strict=True)}
     print_table(f"{name}, {kind} features", ("IoU [%]", "pixels [%]"), rows)
-    for label, each in zip(("", "the largest class everywhere: "), means, strict=True):
+    for label, each in (("", means), ("the largest class everywhere: ", largest)):
         print(f"{label}mIoU {100 * each['miou']:.2f}%, pixel accuracy {100 * each['pixel_accuracy']:.2f}%")
-    report = {"data": name, "images": count} | means[0] | {"largest_class": means[1]}
+    report = {"data": name, "images": number + 1} | means | {"largest_class": largest}
     report["iou"] = {label: None if math.isnan(value) else value for label, value in iou.items()}
     report |= {"confusion": confusion.tolist(), "notes": notes, "settings": settings}
     return write_report(config, "segmentation", report | {"table1": {kind: 100 * report["miou"]}})
@@ -859,10 +851,8 @@ def train_segmenter(
 def predict_labels(segmenter: Segmenter, image: UInt8[Tensor, "3 h w"], recipe: Recipe) -> Int64[Tensor, "h w"]:
     """The class of each pixel of an image, which the segmenter sees with the recipe's shorter side, in windows."""
     (h, w), factor = image.shape[1:], recipe.size / min(image.shape[1:])
-    shown = image[None].to(own_device()).float() / 255
-    if factor != 1:
-        size = [max(round(length * factor), 1) for length in (h, w)]
-        shown = F.interpolate(shown, size, mode="bilinear", antialias=True)
+    size = [max(round(length * factor), 1) for length in (h, w)]
+    shown = F.interpolate(image[None].to(own_device()).float() / 255, size, mode="bilinear", antialias=True)
     scores = sliding_scores(segmenter, shown, recipe.crop, recipe.crop * 2 // 3)
     if not scores.isfinite().all():
         raise ValueError("the scores are not finite; check the weights of --model")
@@ -883,8 +873,7 @@ class VideoConfig(ProtocolConfig):
     export: Path | None = None  # A folder for the masks, SEQUENCE/00000.png, as the benchmark's server takes them.
     stride: tuple[int, ...] = (8,)  # The level of the features; several are put side by side, at the finest stride.
     size: int | None = None  # Resizes the frames to this shorter side (480; MovingShapes: as they are).
-    centre: Literal["none", "mean", "standardise"] = "none"
-    """Over the first frame, gives each channel mean 0 (mean), or also standard deviation 1 (standardise)."""
+    centre: Literal["none", "mean"] = "none"  # mean: each channel less its mean over the first frame.
     propagation: tuple[int, int, int, float] = (7, 12, 5, 0.1)
     """How many last frames give labels besides the first, from how many cells around, the number of most similar cells,
     and the temperature: their weight is exp(cosine / temperature) (DINO)."""
@@ -911,26 +900,12 @@ def first_labels(video: ObjectVideo) -> tuple[UInt8[Tensor, " c"], Float[Tensor,
     return numbers, one_hot
 
 
-def side_by_side(levels: list[Float[Tensor, "_ _ _"]], kind: str) -> Callable[[list[Tensor]], Float[Tensor, "d h w"]]:
-    """A function that centres the levels of a frame by the moments of these, of the first, as --centre says.
-
-    Several levels become one at the size of the finest, in which each has length 1 at each position.
-    """
-    moments = []
-    for level in levels:
-        std, mean = torch.std_mean(level, dim=(1, 2), keepdim=True, correction=0)
-        # A channel that is all but constant in the first frame would drown out the others once it changes.
-        std = std.clamp(min=max(0.01 * std.median().item(), 1e-6))
-        moments.append((0.0 if kind == "none" else mean, std if kind == "standardise" else 1.0))
-
-    def join(levels: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "d h w"]:
-        centred = [(level - mean) / std for level, (mean, std) in zip(levels, moments, strict=True)]
-        if len(centred) > 1:
-            size = max(level.shape[1:] for level in centred)
-            centred = [F.interpolate(F.normalize(level[None]), size, mode="bilinear")[0] for level in centred]
-        return torch.cat(centred)
-
-    return join
+def side_by_side(levels: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "d h w"]:
+    """Levels as one at the size of the finest, in which each has length 1 at each position; a single one as it is."""
+    if len(levels) > 1:
+        size = max(level.shape[1:] for level in levels)
+        levels = [F.interpolate(F.normalize(level[None]), size, mode="bilinear")[0] for level in levels]
+    return torch.cat(levels)
 
 
 def seen_frame(video: ObjectVideo, index: int, config: VideoConfig) -> Float[Tensor, "1 3 h w"]:
@@ -953,12 +928,12 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
     for index in range(video.length):
         levels = features(seen_frame(video, index, config))
         if index == 0:
-            join = side_by_side(levels, config.centre)
-            now = join(levels)
+            means = [level.mean(dim=(1, 2), keepdim=True) if config.centre == "mean" else 0.0 for level in levels]
+        now = side_by_side([level - mean for level, mean in zip(levels, means, strict=True)])
+        if index == 0:
             beginning = (now, F.interpolate(one_hot[None], now.shape[1:], mode="nearest-exact")[0].to(now.device))
             yield numbers[one_hot.argmax(dim=0)]
             continue
-        now = join(levels)
         context, labels = (torch.stack(x) for x in zip(beginning, *memory, strict=True))
         soft = propagate_labels(now, context, labels, *options)
         if not soft.isfinite().all():
@@ -998,8 +973,7 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     features, model, config = feature_method(config, config.stride)
     found, flow_model = found or list(shapes_videos()), copy.deepcopy(model)  # flow keeps the batch norms' averages
     if model:
-        firsts = map(lambda number: seen_frame(found[number], 0, config), spread(len(found), 20))
-        estimate_batch_norms(model, (frame for frame, _ in readable(firsts, min(len(found), 20), "frame", 0, [])))
+        estimate_batch_norms(model, sample(lambda number: seen_frame(found[number], 0, config), len(found), 20))
     measured, sequences = map(lambda video: (video, *measure_video(video, features, flow_model, config)), found), {}
     for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
         sequences[video.name] = entry
@@ -1027,7 +1001,7 @@ def measure_video(
     """The predicted masks, and the video's entry in video.json: J and F of its `objects`, also by the `baselines`, the
     `seconds` of a frame, and a `note` on frames that are not measured."""
     start = perf_counter()
-    masks = [mask.cpu() for mask in follow_objects(video, features, config)]
+    masks = list(follow_objects(video, features, config))
     entry = {"frames": video.length, "seconds": (perf_counter() - start) / video.length}
     baselines = {name: measure_objects(video, each) for name, each in trivial_masks(video, model).items()}
     entry |= {"objects": measure_objects(video, masks), "baselines": baselines}
@@ -1118,16 +1092,18 @@ def pooled_levels(
 
 
 def compared_levels(
-    model: MCJEPA | None, images: Sequence[UInt8[Tensor, "_ 3 _ _"]], masks: Sequence[Bool[Tensor, "_ _ _"]]
+    model: MCJEPA | None, images: Sequence[UInt8[Tensor, "_ 3 _ _"]], masks: Sequence[Bool[Tensor, "_ _ _"]] = ()
 ) -> dict[str, list[Float[Tensor, "_ d"]]]:
     """The pooled features of known images and of queries, by level: less the mean of the known, over their deviation.
 
+    Without masks they are averaged over the whole images.
     Batch norm takes its statistics from the known images, in a copy of the model.
     """
     if model:
         model = copy.deepcopy(model).eval()
         shown = images[0][spread(len(images[0]), 1024)]
         estimate_batch_norms(model, shown.tensor_split(-(-len(shown) // 64)))  # equal parts: none has a single image
+    masks = masks or [torch.ones_like(each[:, 0], dtype=torch.bool) for each in images]
     known, queries = (pooled_levels(model, *each) for each in zip(images, masks, strict=True))
     moments = {name: torch.std_mean(each, dim=0) for name, each in known.items()}
     return {n: [(x[n] - mean) / std.clamp(min=1e-6) for x in (known, queries)] for n, (std, mean) in moments.items()}
@@ -1153,14 +1129,13 @@ def ridge(
 
 def classify_images(model: MCJEPA | None, known: ImageClasses, queries: ImageClasses) -> dict[str, dict[str, float]]:
     """The share of queries, in [0, 1], that each level gives its class, by neighbours and by ridge regression."""
-    images, methods = (known.images, queries.images), {"k-NN": nearest_neighbours, "ridge": ridge}
-    levels = compared_levels(model, images, [torch.ones_like(each[:, 0], dtype=torch.bool) for each in images])
+    methods = {"k-NN": nearest_neighbours, "ridge": ridge}
     return {
         level: {
             name: (method(a, known.labels, b) == queries.labels).float().mean().item()
             for name, method in methods.items()
         }
-        for level, (a, b) in levels.items()
+        for level, (a, b) in compared_levels(model, (known.images, queries.images)).items()
     }
 
 
@@ -1185,8 +1160,7 @@ def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> fl
     """
     images = ShapeImages(count, (max(size, 128), max(size, 128)), seed=UNSEEN_SEED)
     views = next(iter(make_loader(images, TwoViews(size, smallest_crop), count)))
-    levels = compared_levels(model, views, [torch.ones_like(view[:, 0], dtype=torch.bool) for view in views])
-    known, queries = (F.normalize(features) for features in next(iter(levels.values())))
+    known, queries = map(F.normalize, next(iter(compared_levels(model, views).values())))
     return ((queries @ known.T).argmax(dim=1) == torch.arange(count)).float().mean().item()
 
 

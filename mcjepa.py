@@ -12,7 +12,7 @@ model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py 
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,7 +30,6 @@ from encoder import (
     build_encoder,
     first_line,
     gather,
-    gather_moments,
     pad_to_multiple,
     several_processes,
     sum_over_processes,
@@ -144,15 +143,6 @@ def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_
     return variance_covariance_loss(features, variance_weight, covariance_weight, sum_over_processes=add)
 
 
-@torch.no_grad()
-def standard_deviations(pyramid: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, ""]]:
-    """The standard deviation of each level over the positions of all processes, averaged over the channels."""
-    moments = [torch.stack(torch.var_mean(features, dim=(0, 2, 3), correction=0)) for features in pyramid]
-    variance, _ = gather_moments(torch.cat(moments, dim=1))  # of all levels beside each other
-    levels = variance.sqrt().split([features.shape[1] for features in pyramid])
-    return [level.mean() for level in levels]
-
-
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """bf16 and fp16 to float32: warps, statistics and losses need its digits (300.3 px would become 300)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -262,9 +252,6 @@ class MCJEPA(nn.Module):
             regularisation: multiplies Eq. 6 (its warm-up).
 
         Given as tensors on the CPU, `masks` and `regularisation` neither wait for a GPU nor cause it to recompile.
-
-        Returns:
-            The total, every term by name, and what to watch; see `Losses`.
         """
         parts: dict[str, tuple[Terms, Monitor]] = {}
         if views is not None:
@@ -327,8 +314,10 @@ class MCJEPA(nn.Module):
         terms["smoothness"] = (smoothness, balance * config.smoothness)  # Eq. 4
         terms["cycle"] = (sum(cycle), balance * config.cycle)  # Eq. 5
         terms["variance_covariance"] = (sum(variance_covariance), balance * regularisation)  # Eq. 6
-        stds = zip(self.encoder.strides, standard_deviations(pyramid), strict=True)
-        monitor = {f"deviation/stride_{stride}": std for stride, std in stds}
+        monitor = {
+            f"deviation/stride_{stride}": features.detach().std(dim=(0, 2, 3), correction=0).mean()
+            for stride, features in zip(self.encoder.strides, pyramid, strict=True)
+        }
         monitor |= {"visible": visible_share, "flow_length": torch.hypot(*flow.detach().unbind(dim=1)).mean()}
         return terms, monitor
 
@@ -481,15 +470,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
             return MCJEPA(ModelConfig(encoder, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
     try:
         settings, weights = checkpoint["config"], checkpoint["model"]
-        model_config, loss_config = (
-            kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()})
-            for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))
-        )
         has_expander = any(name.startswith("expander.") for name in weights)
-        model_config = model_config if has_expander else replace(model_config, expander=(1,))
-        model = MCJEPA(model_config, loss_config, settings["task"])
+        expander = tuple(settings["model"]["expander"]) if has_expander else (1,)
+        model = MCJEPA(ModelConfig(**settings["model"] | {"expander": expander}), task=settings["task"])
         model.expander = model.expander if has_expander else None
-        model.load_state_dict({"flow_balance": model.flow_balance} | weights)  # older checkpoints have no balance
+        model.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         instead = "not a model of this version of train.py, or a head of evaluate.py segmentation"
         raise ValueError(f"{path}: {instead} ({first_line(error)})") from error

@@ -14,6 +14,7 @@ after a step, with a checkpoint; the same command continues it from there, on a 
 """
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from engine.log import Log, environment
 from evaluate import find_views, flow_errors_on_shapes, flow_figure, shapes_pairs
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
 from sources.moving_shapes import ShapeImages, ShapePairs
-from sources.training_sets import ImageNet, RepeatsConfig, describe_mix, open_mix
+from sources.training_sets import ImageNet, RepeatsConfig, open_mix
 
 IMAGENET_SIZE = 1_281_167
 """An epoch of MovingShapes is as long as the paper's: one pass over ImageNet."""
@@ -187,7 +188,8 @@ def check(config: Config) -> None:
     trained = config.init or config.backbone or (config.output_dir / "checkpoint.pt").exists()
     one_task = config.task == "vicreg" or (config.task == "mjepa" and not flow_alone)
     counts = ("epochs", "steps_per_epoch", "max_steps", "log_every", "checkpoint_every", "validation_pairs")
-    check_numbers(config, (*counts, "image_size", "crop", "frame_strides", "model.expander"))
+    repeats = [f"repeats.{name}" for name in RepeatsConfig.__annotations__]
+    check_numbers(config, (*counts, *repeats, "image_size", "crop", "frame_strides", "model.expander"))
     mistakes = {
         "--video-batch must be at least 1": config.task != "vicreg" and pairs < 1,
         "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
@@ -260,7 +262,6 @@ class Source(NamedTuple):
     data: Dataset
     transform: Callable | None
     batch: int
-    note: str = ""  # printed at the start
 
 
 def make_plan(config: Config, videos: Source | None, images: Source | None) -> Plan:
@@ -269,10 +270,10 @@ def make_plan(config: Config, videos: Source | None, images: Source | None) -> P
     per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
     total = config.epochs * per_epoch
     flow_start = round(first_flow_epoch(config) * per_epoch)
-    warmups = (config.regularisation_warmup_epochs, config.mask_warmup_epochs)
-    warmup_steps = (max(round(epochs * per_epoch), 1) for epochs in warmups)
+    regularisation_warmup = max(round(config.regularisation_warmup_epochs * per_epoch), 1)
+    mask_warmup = round(config.mask_warmup_epochs * per_epoch)
     end = min(total, config.max_steps or total)
-    return Plan(config.task, config.strategy, per_epoch, end, flow_start, *warmup_steps)
+    return Plan(config.task, config.strategy, per_epoch, end, flow_start, regularisation_warmup, mask_warmup)
 
 
 def learning_rate_factor(config: Config, epoch: int | float) -> float:
@@ -280,7 +281,7 @@ def learning_rate_factor(config: Config, epoch: int | float) -> float:
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
     done = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 # -------------------------------------------------------------------------------------------------------- its data
@@ -312,30 +313,23 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     """The video pairs, and the images in two views; None for a task that no step learns."""
     videos = images = None
     if config.task != "vicreg":
-        note = ""
         if config.video_dir:
             data = VideoPairs(config.video_dir, config.frame_strides, FlowAugmentation(config.crop))
-            note = data.note
         elif config.data_root:
             data = open_mix(config.data_root, config.sets, config.repeats, FlowAugmentation(config.crop, enlarge=True))
-            note = describe_mix(data)
         else:
             data = ShapePairs(IMAGENET_SIZE, config.crop, seed=config.seed, motion=config.shapes_motion)
-            note = "no --video-dir: training on generated videos, MovingShapes"
         # No transform: real pairs are augmented by their data set, which can name the files in an error.
-        videos = Source("frames", data, None, config.video_batch, note)
+        videos = Source("frames", data, None, config.video_batch)
     if config.task != "mjepa" and not (config.strategy in FLOW_ALONE and first_flow_epoch(config) == 0):
-        note = ""
         if config.image_dir:
             data = ImageFiles(config.image_dir)
-            note = data.note
         elif config.data_root:
             data = ImageNet(config.data_root)
         else:
             side = max(config.image_size, 128)  # small views would have to enlarge their crops
             data = ShapeImages(IMAGENET_SIZE, (side, side), seed=config.seed + 1)
-            note = "no --image-dir: training on generated images, frames of MovingShapes"
-        images = Source("images", data, TwoViews(config.image_size, config.smallest_crop), config.image_batch, note)
+        images = Source("images", data, TwoViews(config.image_size, config.smallest_crop), config.image_batch)
     return videos, images
 
 
@@ -414,14 +408,10 @@ def open_run(config: Config) -> Run:
         # file over the good checkpoint.1.pt.
         path = config.output_dir / "checkpoint.pt"
         path.replace(path.with_name("damaged-checkpoint.pt"))
-    notes = [*(source.note for source in sources if source.note), *warnings]
+    notes = [*(source.data.note for source in sources), *warnings]
     notes += [f"{config.output_dir}: continuing after step {start} of {plan.end}"] if start else []
-    gigabytes = 12e-9 * sum(parameter.numel() for parameter in model.parameters())  # a checkpoint: weights and moments
-    if device.type == "cpu" and gigabytes > 1:
-        notes.append(
-            f"no GPU here: on two cores a step of the paper's size takes about a minute, and a checkpoint "
-            f"{gigabytes:.1f} GB; `python train.py pocket` learns in minutes"
-        )
+    if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > 80_000_000:
+        notes.append("no GPU here: a step takes about a minute; `python train.py pocket` learns in minutes")
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 
@@ -593,12 +583,11 @@ def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: 
 
 def command_to_measure(run: Run) -> str:
     """The evaluation that fits a run; of its own clips, the first."""
-    command = "flow" if run.videos else "segmentation"
-    clips = (
-        [clip.path for clip in run.videos.data.clips if not clip.fault] if run.config.video_dir and run.videos else []
-    )
-    own = f" --video {clips[0]}" if clips else ""
-    return f"python evaluate.py {command} --model {run.config.output_dir / 'checkpoint.pt'}{own}"
+    command = ["python", "evaluate.py", "flow" if run.videos else "segmentation"]
+    command += ["--model", str(run.config.output_dir / "checkpoint.pt")]
+    if run.config.video_dir and run.videos:
+        command += ["--video", str(next(clip.path for clip in run.videos.data.clips if not clip.fault))]
+    return shlex.join(command)
 
 
 def train(config: Config) -> None:

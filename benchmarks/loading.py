@@ -73,9 +73,9 @@ def main() -> None:
 
     rows = {}
     for name in VIDEO_SETS:
-        found = find_video_set(name, arguments.data_root)
-        if found:
-            pairs = FramePairs(found.clips)
+        clips, _ = find_video_set(name, arguments.data_root)
+        if clips:
+            pairs = FramePairs(clips)
             pairs.pairs = every_nth(pairs.pairs, arguments.items)
             frames = [pairs.clips[number].frames[place] for number, *places in pairs.pairs for place in places]
             augmentation = FlowAugmentation(arguments.crop, enlarge=True)

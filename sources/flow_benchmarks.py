@@ -215,12 +215,7 @@ def find_benchmark(
     return name, whole, notes[:1]
 
 
-def picture_name(pair: "FlowPair | FlowFiles") -> str:
-    """The name of a pair's figure: its group and its name, without folders."""
-    return "_".join(filter(None, (pair.group, pair.name))).replace("/", "_")
-
-
-def submission_name(benchmark: str, pair: "FlowPair | FlowFiles") -> str:
+def submission_name(benchmark: str, pair: "FlowPair") -> str:
     """Where a pair's flow lies in a submission, as the server wants it; of benchmarks without one, a .flo file."""
     if benchmark.startswith("kitti"):
         return f"{'flow/' if benchmark == 'kitti2015' else ''}{pair.name}.png"

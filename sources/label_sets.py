@@ -320,8 +320,7 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     if not homes:
         expected = "JPEGImages/480p/SEQUENCE/00000.jpg, Annotations/480p/SEQUENCE/00000.png"
         raise MissingSet(f"{root}: no DAVIS in it; expected {expected}")
-    if len(homes) > 1:
-        homes = [found for found in homes if year and found[2]] or homes
+    homes = [found for found in homes if year and found[2]] or homes
     if len(homes) > 1:
         names = ", ".join(str(home) for home, _, _ in homes)
         raise ValueError(f"{root}: DAVIS lies in {names}; name one of them with --data-root")

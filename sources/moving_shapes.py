@@ -2,7 +2,7 @@
 
 It is not from the paper: it lets everything run, learn and be measured without a download.
 
-    item = MovingShapes(size=(128, 128), frames=2)[0]  # images, flow, visibility, classes
+    item = MovingShapes(size=(128, 128), frames=2)[0]  # images, flow both ways, instances
     image_1, image_2 = ShapePairs()[0]  # uint8 frames for training
 """
 
@@ -224,10 +224,7 @@ class MovingShapes(Dataset):
         images            float32 (t, 3, h, w) in [0, 1]
         flow_forward      float32 (t-1, 2, h, w) in pixels, the motion from frame t to t+1 on the grid of frame t
         flow_backward     float32 (t-1, 2, h, w) in pixels, the motion from frame t+1 to t on the grid of frame t+1
-        visible_forward   bool (t-1, 1, h, w), the pixel of frame t is inside frame t+1 and not covered there
-        visible_backward  bool (t-1, 1, h, w), the pixel of frame t+1 is inside frame t and not covered there
         instances         int64 (t, h, w), 0 = background, k = the k-th shape, from far to near
-        classes           int64 (t, h, w), index into SHAPE_CLASSES
     """
 
     length: int = 10_000
@@ -248,14 +245,12 @@ class MovingShapes(Dataset):
         scene = self._scene(index)
         images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
         flow = np.empty((2, self.frames - 1, 2, *self.size), np.float32)
-        visible = np.ones((2, self.frames - 1, 1, *self.size), bool)
         for t in range(self.frames - 1):
-            self._motion(scene, labels[t], t, t + 1, flow[0, t], visible[0, t, 0])
-            self._motion(scene, labels[t + 1], t + 1, t, flow[1, t], visible[1, t, 0])
-        item = {"images": torch.from_numpy(images).float().div_(255), "instances": torch.from_numpy(labels).long()}
-        for way, name in enumerate(("forward", "backward")):
-            item |= {f"flow_{name}": torch.from_numpy(flow[way]), f"visible_{name}": torch.from_numpy(visible[way])}
-        return item | {"classes": torch.from_numpy(scene.classes[labels])}
+            self._motion(scene, labels[t], t, t + 1, flow[0, t])
+            self._motion(scene, labels[t + 1], t + 1, t, flow[1, t])
+        forward, backward = torch.from_numpy(flow)
+        images, instances = torch.from_numpy(images).float().div_(255), torch.from_numpy(labels).long()
+        return {"images": images, "flow_forward": forward, "flow_backward": backward, "instances": instances}
 
     def _scene(self, index: int) -> _Scene:
         if not 0 <= index < self.length:
@@ -348,10 +343,8 @@ class MovingShapes(Dataset):
         canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
         return canvas.transpose(2, 0, 1), labels
 
-    def _motion(
-        self, scene: _Scene, labels: np.ndarray, source: int, target: int, flow: np.ndarray, visible: np.ndarray
-    ) -> None:
-        """Fills in the flow (2, h, w) from frame to frame, and where its end is inside and not covered (h, w)."""
+    def _motion(self, scene: _Scene, labels: np.ndarray, source: int, target: int, flow: np.ndarray) -> None:
+        """Fills in the flow (2, h, w) from frame to frame."""
         h, w = self.size
         x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
         moves = scene.to_pixel[:, target] @ scene.from_pixel[:, source]
@@ -364,20 +357,12 @@ class MovingShapes(Dataset):
             mine = labels[window] == layer if layer else True  # shapes overwrite the background's flow
             for channel, (a, b, c) in enumerate((move[:2] - np.eye(2, 3)).astype(np.float32)):
                 np.copyto(flow[channel][window], (a * x[columns] + c) + b * y[rows], where=mine)
-            back = scene.to_pixel[layer, source] @ scene.from_pixel[layer, target]
-            for cover in range(layer + 1, len(moves)):  # where this layer ends up under a nearer one
-                place = back[:2] @ scene.to_pixel[cover, target, :, 2]
-                overlap = _window(place, scene.reach[cover, target] * np.hypot(back[0, 0], back[1, 0]), window)
-                if overlap is not None:
-                    matrix = scene.silhouette_maps[cover] @ scene.from_pixel[cover, target] @ move
-                    distance = _cut(scene.silhouettes[cover], matrix, overlap)
-                    visible[overlap] &= (distance < 0) | (labels[overlap] != layer)
-        end_x, end_y = flow[0] + x, flow[1] + y
-        visible &= (end_x >= 0) & (end_x <= w - 1) & (end_y >= 0) & (end_y <= h - 1)
 
 
 class ShapePairs(MovingShapes):
     """The first two frames of each MovingShapes scene, for the flow task."""
+
+    note = "generated videos: MovingShapes"
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h w"]]:
         scene = self._scene(index)
@@ -386,6 +371,8 @@ class ShapePairs(MovingShapes):
 
 class ShapeImages(MovingShapes):
     """The first frame of each MovingShapes scene, for the content task."""
+
+    note = "generated images: frames of MovingShapes"
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 h w"]:
         return torch.from_numpy(self._render(self._scene(index), 0)[0])

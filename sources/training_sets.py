@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -46,24 +45,17 @@ class RepeatsConfig:
     hd1k: int = 100
 
 
-class VideoClips(NamedTuple):
-    """The clips of a data set on the disk, and a note for each gap in the numbers of its frames."""
+def find_video_set(name: str, root: Path) -> tuple[list[Clip], list[str]]:
+    """The clips of one of VIDEO_SETS in `root` or a folder in it, and a note for each gap in the numbers of its frames.
 
-    path: Path
-    clips: list[Clip]
-    notes: list[str]
-
-
-def find_video_set(name: str, root: Path) -> VideoClips | None:
-    """One of VIDEO_SETS in `root` or a folder in it, or None; ValueError if it is there twice, or damaged.
-
-    The numbers in a clip are consecutive; what stands before them in the names of its frames is alike.
+    No clips if the set is not there; ValueError if it is there twice, or damaged. The numbers in a clip are
+    consecutive; what stands before them in the names of its frames is alike.
     """
     pattern, is_multiview = VIDEO_SETS[name]["frames"], VIDEO_SETS[name]["is_multiview"]
     sign = pattern.replace("*_*", "*_00.*") if is_multiview else pattern
     folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
     if not folders:
-        return None
+        return [], []
     if len(folders) > 1:
         raise ValueError(f"{root}: {name} lies in {' and '.join(map(str, folders))}; keep one of them")
     frames_of_clip: dict[tuple[Path, str], dict[int, Path]] = {}
@@ -71,31 +63,30 @@ def find_video_set(name: str, root: Path) -> VideoClips | None:
         prefix, digits = split_number(path)
         frames_of_clip.setdefault((path.parent, prefix), {})[int(digits)] = path
     measured = range(9, 13) if is_multiview else ()  # true flow leads from frame 10 to 11 of each scene (field)
-    found = VideoClips(folders[0], [], [])
+    clips, notes = [], []
     for (folder, _), frames in frames_of_clip.items():
         numbers = sorted(frames)
         if len(numbers) == 1:
             raise ValueError(f"{frames[numbers[0]]}: the only frame of its clip; unpack the archive again")
         for before, after in pairwise(numbers):
             if after > before + 1:
-                note = f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap"
-                found.notes.append(note)
+                notes.append(f"{frames[before]}: the next frame is {frames[after].name}; no pair spans this gap")
         kept = np.array([number for number in numbers if number not in measured])
         for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
             if len(run) > 1:
-                found.clips.append(Clip(folder, [frames[number] for number in run]))
-    if not found.clips:
+                clips.append(Clip(folder, [frames[number] for number in run]))
+    if not clips:
         title = VIDEO_SETS[name]["title"]
-        raise ValueError(f"{found.path}: no two frames of {title} are consecutive; unpack the archive again")
-    return found
+        raise ValueError(f"{folders[0]}: no two frames of {title} are consecutive; unpack the archive again")
+    return clips, notes
 
 
 class Mix(ConcatDataset):
     """Several sets of pairs as one, each repeated a number of times in a pass."""
 
-    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], notes: Sequence[str] = ()):
+    def __init__(self, parts: dict[str, Dataset], repeats: dict[str, int], gaps: Sequence[str] = ()):
         super().__init__([part for name, part in parts.items() for _ in range(repeats[name])])
-        self.parts, self.repeats, self.notes = parts, repeats, notes
+        self.parts, self.repeats, self.gaps = parts, repeats, gaps
         self.file_count = sum(part.file_count for part in parts.values())
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
@@ -106,47 +97,45 @@ class Mix(ConcatDataset):
             times.append((places + rng.random(len(places))) / len(places))
         return np.argsort(np.concatenate(times))
 
+    @property
+    def note(self) -> str:
+        """A table of the sets in the mix, and a note on the gaps in their numbering."""
+        lines = [f"{'set':13} {'clips':>7} {'pairs':>9} {'repeats':>8} {'share':>7}  path"]
+        for name, part in self.parts.items():
+            repeats, path = self.repeats[name], os.path.commonpath([clip.path for clip in part.clips])
+            share = f"{len(part) * repeats / len(self):7.2%}"
+            lines.append(f"{name:13} {len(part.clips):7,} {len(part):9,} {repeats:8} {share}  {path}")
+        lines += [f"note: {len(self.gaps)} gap(s) in the numbers of frames; {gap}" for gap in self.gaps[:1]]
+        return "\n".join(lines)
+
 
 def open_mix(data_root: Path, sets: tuple[str, ...], repeats: RepeatsConfig, transform: Transform | None) -> Mix:
     """The video sets in `data_root` as one. `sets` are names of VIDEO_SETS, or what names begin with; all if empty.
 
     MissingSet if none of the sets is there, or one that is named in full is not; ValueError if no set has such a name,
-    a set is damaged, or repeats are below 1.
+    or a set is damaged.
     """
     for wanted in sets:
         if not any(name.startswith(wanted) for name in VIDEO_SETS):
             raise ValueError(f"--sets {wanted}: no such data set; choose from {', '.join(VIDEO_SETS)}")
-    for name, count in asdict(repeats).items():
-        if count < 1:
-            raise ValueError(f"--repeats.{name.replace('_', '-')} must be at least 1")
-    parts, notes, chosen = {}, [], [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
+    parts, gaps, chosen = {}, [], [name for name in VIDEO_SETS if not sets or name.startswith(tuple(sets))]
     for name in chosen:
-        if found := find_video_set(name, data_root):
-            parts[name] = FramePairs(found.clips, transform=transform)
-            notes += found.notes
+        clips, notes = find_video_set(name, data_root)
+        if clips:
+            parts[name] = FramePairs(clips, transform=transform)
+            gaps += notes
         elif name in sets:
             raise MissingSet(f"{data_root}: does not hold {how_to_get(name)}")
     if not parts:
         command = f"python -m sources.training_sets {data_root}"
         raise MissingSet(f"{data_root}: holds none of {', '.join(chosen)}; `{command}` says where to download them")
-    return Mix(parts, asdict(repeats), notes)
+    return Mix(parts, asdict(repeats), gaps)
 
 
 def how_to_get(name: str) -> str:
     """Where to download a video set, and its layout."""
     layout = "{name} ({title}): download it from {url}, unpack it to ANY_FOLDER/{frames}"
     return layout.format_map(VIDEO_SETS[name])
-
-
-def describe_mix(mix: Mix) -> str:
-    """A table of the sets in the mix, and a note on the gaps in their numbering."""
-    lines = [f"{'set':13} {'clips':>7} {'pairs':>9} {'repeats':>8} {'share':>7}  path"]
-    for name, part in mix.parts.items():
-        repeats, path = mix.repeats[name], os.path.commonpath([clip.path for clip in part.clips])
-        share = f"{len(part) * repeats / len(mix):7.2%}"
-        lines.append(f"{name:13} {len(part.clips):7,} {len(part):9,} {repeats:8} {share}  {path}")
-    lines += [f"note: {len(mix.notes)} gap(s) in the numbers of frames; {note}" for note in mix.notes[:1]]
-    return "\n".join(lines)
 
 
 class ImageNet(ImageFolder):
@@ -167,11 +156,9 @@ class ImageNet(ImageFolder):
         if place is None:
             expected = "expected ImageNet/train/n01440764/*.JPEG (image-net.org/download)"
             raise MissingSet(f"{root}: no ImageNet in it; {expected}; or use --image-dir, or --task mjepa")
-        try:
-            super().__init__(place, loader=load_image, is_valid_file=is_image)
-        except FileNotFoundError as error:  # a class without images
-            raise FileNotFoundError(f"{place}: {error}; unpack these classes, or remove their folders") from error
+        super().__init__(place, loader=load_image, is_valid_file=is_image)
         self.file_count = len(self.samples)
+        self.note = f"{place}: {self.file_count:,} images in {len(self.classes):,} classes"
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The folders named like a class, whatever lies beside them."""
@@ -188,20 +175,18 @@ def main(data_root: Path) -> None:
     with suppress(MissingSet):  # each set is listed as missing below
         mix = open_mix(data_root, (), RepeatsConfig(), None)
         missing = [name for name in VIDEO_SETS if name not in mix.parts]
-        print(describe_mix(mix))
+        print(mix.note)
     try:
-        images = ImageNet(data_root)
-        print(f"imagenet: {len(images):,} images in {len(images.classes):,} classes  {images.root}")
+        print(ImageNet(data_root).note)
     except MissingSet as error:
         print(f"missing: {error}")
-    print(*(f"missing: {how_to_get(name)}" for name in missing), sep="\n")
+    for name in missing:
+        print(f"missing: {how_to_get(name)}")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    from engine.faults import run_command
+
     if len(sys.argv) != 2:
         sys.exit("usage: python -m sources.training_sets DATA")
-    try:
-        main(Path(sys.argv[1]))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_command(lambda: main(Path(sys.argv[1])))

@@ -117,11 +117,10 @@ def test_a_step_of_local_loss_py_weighs_both_losses_and_its_weights_are_those_of
 @pytest.mark.parametrize("name", set(ROWS) - {"random"})
 def test_every_row_is_a_run_of_train_py_whose_masks_come_in_the_last_half_of_its_flow(name):
     steps, flags = schedule(ROWS[name], 1000)
-    config = train.parse(["small", *flags])
+    config = train.parse(["pocket", *flags])  # whose own ratio is 1
     train.check(config)
     assert (run.ROOT / ROWS[name].script).is_file()
-    ratios = {train.parse([preset, *flags]).loss.gradient_ratio for preset in ("small", "pocket")}
-    assert len(ratios) == 1 and ("gradient-ratio" in ROWS[name].flags or ratios == {0.3})
+    assert "gradient-ratio" in ROWS[name].flags or config.loss.gradient_ratio == 0.3
     plan = train.make_plan(config, None, train.Source("images", range(1000), None, 128))
     assert plan.end == steps == config.epochs * config.steps_per_epoch
     flow, _ = plan.taken(plan.end)

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_same_gradients, close, golden, normal, seeds, uniform
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,7 +118,7 @@ def test_warp_hits_the_pixel_in_wide_float32_frames_also_under_autocast(autocast
 
 @given(seeds, st.integers(0, 5), st.integers(1, 3), st.integers(1, 4), st.integers(1, 23), st.integers(1, 23))
 def test_correlation_in_tiles_equals_shifts_and_unfolded_windows_with_its_gradients(seed, radius, b, c, h, w):
-    x, y = normal(seed, b, c, h, w), normal(seed + 1, b, c, h, w)
+    x, y = normal(seed, b, c, h, w).to(memory_format=torch.channels_last), normal(seed + 1, b, c, h, w)
     for other in (correlation_by_shifts, correlation_by_unfolding):
         assert_same_gradients(lambda x, y: correlation(x, y, radius), lambda x, y, f=other: f(x, y, radius), x, y)
 
@@ -266,10 +267,10 @@ def test_the_flow_sees_features_standardised_over_both_frames_of_a_pair():
 
 
 @norms
-@pytest.mark.parametrize("kind", ["random", "constant", "equal"])
+@pytest.mark.parametrize("kind", ["random", "constant"])
 def test_gradients_are_finite_and_reach_every_parameter_and_both_frames(norm, kind):
     estimator = small_estimator(norm=norm)
-    source, target = pyramid(0, 2, 65, 97), pyramid(10 if kind == "random" else 0, 2, 65, 97)
+    source, target = pyramid(0, 2, 65, 97), pyramid(10, 2, 65, 97)
     if kind == "constant":
         source, target = [torch.ones_like(x) for x in source], [torch.ones_like(x) for x in target]
     named = dict(estimator.named_parameters())
@@ -284,17 +285,28 @@ def test_gradients_are_finite_and_reach_every_parameter_and_both_frames(norm, ki
 
 def test_each_level_warps_the_target_by_the_flow_of_the_coarser_level_and_adds_to_it(monkeypatch):
     """With the updates of the finer levels set to 0, the finest flow is the coarsest, resized level by level."""
-    warped, source, target = [], pyramid(0, 1, 100, 140), pyramid(10, 1, 100, 140)
-    monkeypatch.setattr(flow_module, "correlation", lambda x, y, radius: warped.append(y) or correlation(x, y, radius))
-    estimator = small_estimator(30.0)
+    estimator, source, target = small_estimator(30.0), pyramid(0, 1, 100, 140), pyramid(10, 1, 100, 140)
     for level in list(estimator.levels)[1:]:
         torch.nn.init.zeros_(level.last.weight)
     flows = estimate_flow_pyramid(estimator, source, target)
     assert flows[0].abs().mean() > 0.05
     for level in range(1, 5):
         torch.testing.assert_close(flows[level], resize_flow(flows[level - 1], tuple(flows[level].shape[2:])))
-        _, standardised = flow_module.standardise(source[level], target[level])
-        torch.testing.assert_close(warped[level], warp(standardised, flows[level]))
+
+
+def test_a_level_sees_the_correlation_with_what_is_warped_both_features_and_the_flow():
+    estimator, seen = small_estimator(30.0), []
+    source, target = pyramid(0, 1, 100, 140), pyramid(10, 1, 100, 140)
+    for level in estimator.levels:
+        level.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    flows = estimate_flow_pyramid(estimator, source, target)
+    for k in range(1, 5):
+        x, y = flow_module.standardise(source[k], target[k])
+        flow, project = resize_flow(flows[k - 1], tuple(x.shape[2:])), estimator.projections[k]
+        y = warp(y, flow)
+        volume = F.leaky_relu(correlation(x, y) * x.shape[1] ** 0.5, 0.1)
+        expected = torch.cat((volume, project(x), project(y), flow), dim=1)
+        torch.testing.assert_close(seen[k], expected)
 
 
 @pytest.mark.parametrize(("unit", "options"), [(16.0, {}), (3.0, {"unit": 3.0})])

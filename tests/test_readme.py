@@ -1,4 +1,4 @@
-"""The README files: their commands parse, their files, links and names exist, and the example of a copied loss runs."""
+"""The README files: their commands parse, their files, links and names exist, and the examples run."""
 
 import importlib
 import re
@@ -10,6 +10,7 @@ import torch
 import tyro
 
 import evaluate
+import mcjepa
 import train
 
 ROOT = Path(__file__).parent.parent
@@ -26,8 +27,7 @@ COMMANDS = [
 ]
 
 
-def test_the_readme_has_200_to_250_lines_and_commands_of_both_scripts_are_found():
-    assert 200 <= len(READMES["README.md"].splitlines()) <= 250
+def test_commands_of_both_scripts_are_found():
     assert sum(command.startswith("train.py") for command in COMMANDS) >= 8
     assert sum(command.startswith("evaluate.py") for command in COMMANDS) >= 8
 
@@ -70,10 +70,13 @@ def test_every_file_and_every_name_of_a_module_exists(readme):
                 value = getattr(value, part)
 
 
-def test_the_example_of_the_losses_prints_what_it_says(capsys):
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", READMES["README.md"], re.S) if "print(" in code]
+def test_the_examples_run_and_the_first_prints_what_it_says(monkeypatch, capsys):
+    examples = re.findall(r"```python\n(.*?)```", READMES["README.md"], re.S)
+    build, small = mcjepa.MCJEPA, mcjepa.ModelConfig("pwc", expander=(16, 16, 16))
+    monkeypatch.setattr(mcjepa, "MCJEPA", lambda *config, **options: build(*(config or [small]), **options))
     torch.manual_seed(0)
-    exec(example, {})
+    exec("".join(examples), names := {})
+    assert names["flow"].shape == (1, 2, 64, 96) and len(names["pyramid"]) == 5
     printed = [float(number) for number in re.findall(r"tensor\(([-\d.e]+)\)", capsys.readouterr().out)]
     without_flow, with_flow, smoothness = printed
     assert with_flow < 0.01 < 0.5 < without_flow and smoothness == 0
