@@ -446,7 +446,7 @@ def test_an_epoch_is_one_pass_over_the_images_and_without_them_over_the_pairs(ta
     sources = (train.Source("frames", range(23), None, 4), images)
     plan = train.make_plan(config, *sources)
     assert (plan.per_epoch, plan.end, plan.regularisation_warmup) == (per_epoch, 3 * per_epoch, per_epoch)
-    at_once = replace(config, regularisation_warmup_epochs=0, mask_warmup_epochs=0)
+    at_once = replace(config, regularisation_warmup_epochs=0.0, mask_warmup_epochs=0.0)
     assert train.make_plan(at_once, *sources)[-2:] == (1, 0)
     assert train.make_plan(replace(config, max_steps=7, steps_per_epoch=9), *sources)[2:4] == (9, 7)
 
