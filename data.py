@@ -288,8 +288,9 @@ class Clip(NamedTuple):
 class FramePairs(Dataset):
     """Pairs of frames (i, i + stride) of clips, each uint8 (3, h, w) RGB, or what `transform` makes of the two.
 
-    Reading a pair raises BadFile if an image is damaged, the sizes differ, or the transform raises ValueError. A clip
-    that has a fault or is too short counts as one pair, which raises BadFile too; if all clips are so, ValueError.
+    Strides are 1 or more. Reading a pair raises BadFile if an image is damaged, the sizes differ, or the transform
+    raises ValueError. A clip that has a fault or is too short counts as one pair, which raises BadFile too; if all
+    clips are so, ValueError.
     """
 
     def __init__(self, clips: Sequence[Clip], strides: Sequence[int] = (1,), transform: Transform | None = None):

@@ -306,7 +306,7 @@ def readable(
 
 
 def sample(measure: Callable[[int], Any], count: int, most: int = 10) -> Iterator[Any]:
-    """What `measure` gives for at most so many of the items, spread evenly: for what all of them share."""
+    """What `measure` gives, one by one, for at most so many of the items that can be read, spread evenly."""
     return (item for item, _ in readable(map(measure, spread(count, most)), min(count, most), "sample", 0, []))
 
 
@@ -458,6 +458,8 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         raise ValueError("--data-root, --images and --video exclude each other: give one of them")
     if testing and not (config.data_root and config.export):
         raise ValueError("--split testing, whose truth is secret, needs --data-root and --export FOLDER")
+    if config.export and not (config.data_root or config.video):
+        raise ValueError("--export needs --data-root or --video; two --images write flow.flo anyway")
     if config.occlusion and not (config.video and config.export):
         raise ValueError("--occlusion writes its masks beside the flow of a video: give --video and --export FOLDER")
     label = config.model if config.model in (*BASELINES, "random") else "ours"
@@ -612,7 +614,7 @@ def flow_of_images(method: FlowMethod, config: FlowConfig) -> dict:
     """Writes flow.flo, its colours (flow.png), and a figure of them with the images."""
     pair = flow_benchmarks.read_pair(FlowFiles("figure", "", *config.images, None))
     flow, folder = method(pair.image_1, pair.image_2), config.output_dir
-    export_flow((config.export or folder) / "flow.flo", flow)
+    export_flow(folder / "flow.flo", flow)
     write_picture(folder / "flow.png", flow_colours(flow[0], colour_scale(flow[0])))
     draw_pair(folder, pair, flow)
     print(f"flow of {flow.norm(dim=1).mean():.2f} px on average, {flow.norm(dim=1).max():.2f} px at most: {folder}")

@@ -188,7 +188,8 @@ def cycle_consistency_loss(
         mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
 
     Returns:
-        The masked mean of the squared difference, as `regression_loss` does.
+        The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
+        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
     """
     squared = (features - cycled).square()
     if mask is None:
@@ -268,7 +269,8 @@ def variance_covariance_loss(
         mean = sum_over_processes(n_here * mean_here) / n
         deviations = (n_here - 1) * variance + n_here * (mean_here - mean).square()  # squares, about the mean of all
         variance = sum_over_processes(deviations) / (n - 1)
-    loss = variance_weight * F.relu(1 - torch.sqrt(variance + 1e-4)).mean()  # as `variance_loss`
+    # Each deviation is held at 1 or more; 1e-4 keeps the root differentiable (both as in VICReg's code).
+    loss = variance_weight * F.relu(1 - torch.sqrt(variance + 1e-4)).mean()
     if covariance_weight:
         x = features.permute(0, 2, 3, 1).flatten(0, 2) - mean
         gram = sum_over_processes is None and n < d  # the same sum of squares; see `covariance_loss`
@@ -304,6 +306,7 @@ def vicreg_loss(
     for z in (x, y):
         z = z - z.mean(dim=0)
         variance = z.square().sum(dim=0) / (n - 1)
+        # Each deviation is held at 1 or more; 1e-4 keeps the root differentiable.
         variance_term = variance_term + F.relu(1 - torch.sqrt(variance + 1e-4)).mean() / 2
         product = z @ z.T if n < d else z.T @ z  # the same sum of squares; see `covariance_loss`
         off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()

@@ -12,7 +12,7 @@ model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py 
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -128,7 +128,8 @@ class Losses(NamedTuple):
     weighted: dict[str, Float[Tensor, ""]]
     """Each term times its coefficient (and the balance of the tasks), detached."""
     monitor: dict[str, Float[Tensor, ""]]
-    """The standard deviations of the features per level and of the embeddings, the visible share, the mean flow."""
+    """The standard deviations of this process's features per level and of all processes' embeddings, the visible share,
+    the mean flow."""
 
 
 Terms = dict[str, tuple[Float[Tensor, ""], float | Float[Tensor, ""]]]
@@ -470,9 +471,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
             return MCJEPA(ModelConfig(encoder, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
     try:
         settings, weights = checkpoint["config"], checkpoint["model"]
+        model_config, loss_config = (
+            kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()})
+            for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))
+        )
         has_expander = any(name.startswith("expander.") for name in weights)
-        expander = tuple(settings["model"]["expander"]) if has_expander else (1,)
-        model = MCJEPA(ModelConfig(**settings["model"] | {"expander": expander}), task=settings["task"])
+        model_config = model_config if has_expander else replace(model_config, expander=(1,))
+        model = MCJEPA(model_config, loss_config, settings["task"])
         model.expander = model.expander if has_expander else None
         model.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -256,7 +256,10 @@ def first_flow_epoch(config: Config) -> float:
 
 
 class Source(NamedTuple):
-    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes."""
+    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes.
+
+    `data.note` is printed at the start.
+    """
 
     kind: str  # "frames" or "images"
     data: Dataset
@@ -411,7 +414,7 @@ def open_run(config: Config) -> Run:
     notes = [*(source.data.note for source in sources), *warnings]
     notes += [f"{config.output_dir}: continuing after step {start} of {plan.end}"] if start else []
     if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > 80_000_000:
-        notes.append("no GPU here: a step takes about a minute; `python train.py pocket` learns in minutes")
+        notes.append("no GPU here: a step of the paper's size takes about a minute; try `python train.py pocket`")
     return Run(config, settings, plan, device, videos, images, model, optimizer, start, best, faults, notes)
 
 

@@ -89,7 +89,7 @@ def run_command(command: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; every file that was written is whole")
     except Exception as error:
-        line, reason, foreseen = one_line(error), f"{type(error).__name__}: {error}", (ValueError, OSError)
+        line, reason, foreseen = one_line(error), f"{type(error).__name__}: {error}", (ValueError, OSError, ImportError)
         if isinstance(error, foreseen):  # look at what the system says: the name of a file may hold any word
             reason = getattr(error, "strerror", None) or ""
         remedy = next((remedy for sign, remedy in MACHINE_FAULTS.items() if re.search(sign, reason)), None)

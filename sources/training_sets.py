@@ -156,7 +156,10 @@ class ImageNet(ImageFolder):
         if place is None:
             expected = "expected ImageNet/train/n01440764/*.JPEG (image-net.org/download)"
             raise MissingSet(f"{root}: no ImageNet in it; {expected}; or use --image-dir, or --task mjepa")
-        super().__init__(place, loader=load_image, is_valid_file=is_image)
+        try:
+            super().__init__(place, loader=load_image, is_valid_file=is_image)
+        except FileNotFoundError as error:  # a class without images
+            raise FileNotFoundError(f"{place}: {error}; unpack these classes, or remove their folders") from error
         self.file_count = len(self.samples)
         self.note = f"{place}: {self.file_count:,} images in {len(self.classes):,} classes"
 

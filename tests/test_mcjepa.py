@@ -90,7 +90,8 @@ def test_the_options_of_the_model_arrive():
     model = MCJEPA(ModelConfig("pwc", **options, flow_clip=64.0, expander=(8, 4)))
     estimator, level = model.estimator, model.estimator.levels[0]
     assert (estimator.radius, estimator.unit, estimator.clip) == (3, 8.0, 64.0)
-    assert level.unit_length and not any(isinstance(layer, nn.GroupNorm) for layer in level.modules())
+    assert level.unit_length and not any(isinstance(layer, nn.LayerNorm) for layer in level.modules())
+    assert level.last.in_channels == 4
 
 
 def test_the_content_terms_are_vicregs_on_the_embeddings_of_each_view():
