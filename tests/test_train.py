@@ -557,6 +557,7 @@ def test_each_task_runs_with_one_flag_and_leaves_its_record(task, tmp_path):
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
     model = load_model(tmp_path / "checkpoint.pt")
     assert (model.estimator is None) == (task == "vicreg") and (model.expander is None) == (task == "mjepa")
+    assert model.loss_config == again.loss
     handed_on = load_model(tmp_path / "model.safetensors").state_dict()
     assert handed_on.keys() == {name for name in model.state_dict() if not name.startswith("expander.")}
     assert not changed(handed_on, {name: model.state_dict()[name] for name in handed_on})
