@@ -528,7 +528,7 @@ def test_a_pair_that_cannot_be_measured_is_a_note_and_the_others_count(tmp_path,
 
 
 @pytest.mark.parametrize("h, w", [(12, 64), (3, 200), (7, 13), (1, 1)])
-def test_dis_ends_no_measurement_of_narrow_images_and_the_padding_changes_no_other(h, w):
+def test_dis_ends_no_measurement_of_narrow_images(h, w):
     frames = [torch.rand(1, 3, h, w) for _ in range(2)]
     flow = evaluate.dis_flow(*frames)
     assert flow.shape == (1, 2, h, w) and flow.isfinite().all()
@@ -731,10 +731,14 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count_and_none_may_count(camv
 def test_images_are_measured_with_the_recipes_shorter_side_and_windows(camvid, monkeypatch):
     seen, slide = [], evaluate.sliding_scores
     monkeypatch.setitem(evaluate.RECIPES, "camvid", CAMVID._replace(size=32))
-    record = lambda segment, x, *sizes: seen.append((*x.shape[2:], *sizes)) or slide(segment, x, *sizes)  # noqa: E731
+
+    def record(segmenter, x, *sizes):
+        seen.append((*x.shape[2:], *sizes, segmenter.training))
+        return slide(segmenter, x, *sizes)
+
     monkeypatch.setattr(evaluate, "sliding_scores", record)
     run_segmentation(replace(camvid, steps=1))
-    assert seen == 6 * [(32, 40, 48, 32)]  # of images of 64x80
+    assert seen == 6 * [(32, 40, 48, 32, False)]  # of images of 64x80
 
 
 @pytest.mark.parametrize("rate, words", [(math.inf, "the scores are not finite"), (math.nan, "step")])
@@ -757,6 +761,7 @@ def test_an_image_or_labels_that_cannot_be_read_are_a_note_and_the_others_count(
     for path, note in zip((trained, image, labels), report["notes"], strict=True):
         assert note.startswith(f"{'not trained on' if path == trained else 'left out'}: {path}")
     assert np.sum(report["confusion"]) == np.sum(whole["confusion"]) * 4 // 6
+    assert (whole["images"], report["images"]) == (6, 4)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluate video
