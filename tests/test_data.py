@@ -453,6 +453,16 @@ def test_sources_and_augmentations_can_be_pickled_for_spawned_workers(tmp_path):
         assert torch.equal(again.dataset[0][0], first[0])
 
 
+def test_too_many_bad_files_in_a_row_are_counted_each_once(tmp_path):
+    """A frame that is damaged spoils two pairs."""
+    write_frames(tmp_path / "clip", 6)
+    for name in ("001.png", "003.png"):
+        (tmp_path / "clip" / name).write_bytes(b"")
+    readable = data.SkipBadFiles(VideoPairs(tmp_path), None, 0, allowed=1)
+    with raises_one_line(ValueError, "2 of 6 files cannot be used, and --bad-files allows 1"):
+        readable[(0, 0)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_next_item_takes_the_place_of_a_bad_one_with_any_workers(workers, tmp_path):
     write_frames(tmp_path, 6)
