@@ -34,7 +34,6 @@ TINY = [
     "--regularisation-warmup-epochs", "0.75", "--warmup-epochs", "1.5", "--log-every", "1", "--checkpoint-every", "3",
 ]  # fmt: skip
 """Eight steps. Flow starts at step 2, masks at 4; Eq. 6 has its full weight from step 4, the learning rates from 5."""
-torch.set_num_threads(1)  # sums are then the same in this process and in those that it starts
 train.environment = cache(train.environment)  # the versions of all packages take as long as three steps
 
 
@@ -224,7 +223,7 @@ def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_t
     # As a user types it, in new processes: without the checks of the annotations, which no compiler can follow.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += [tmp_path / "compiled.py", *TINY, *flags, 1, "--output-dir", tmp_path / "run", "--compile"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
     assert len(re.findall(r"graphs [1-9]", done.stdout)) == 2, done.stderr[-3000:]
     for name in ("run", "plain"):
