@@ -437,7 +437,7 @@ class FlowAugmentation:
 
     Called with two uint8 (3, h, w) RGB images it returns two uint8 (3, *crop). A frame smaller than the crop is an
     error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to 1 +- `colour`,
-    hue by a fifth of it.
+    hue by a fifth of it. (All of it field: ARFlow, UFlow; the numbers ours.)
     """
 
     def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):

@@ -12,12 +12,12 @@
     python evaluate.py table1 --model CHECKPOINT --data-root DATA                      # flow, segmentation, video
 
 `--data-root` is the folder of a data set as its archive unpacks, or (not for knn) the folder above it; without it all
-but features measure on MovingShapes, where colour identifies nothing. Numbers go to the screen and, with pictures, to
-`--output-dir`. The protocols read alike: open the data, run the method on each item, measure it, draw it, print the
-table, write the report.
+but features measure on MovingShapes, where (but for flow) colour identifies nothing. Numbers go to the screen and, with
+pictures, to `--output-dir`. The protocols read alike: open the data, run the method on each item, measure it, draw it,
+print the table, write the report.
 
 For `video` and `knn`, an encoder's batch norm first takes its statistics from the data set (the first frames of up to
-20 videos, or the training images), for random and trained weights alike: no row gains from having seen such images.
+20 videos, or 1,024 training images), for random and trained weights alike: no row gains from having seen such images.
 """
 
 import copy

@@ -55,7 +55,7 @@ RANGE_MAP_THRESHOLD = 0.2  # a pixel that the range map hits less is occluded (f
 class ModelConfig:
     """What the network is made of."""
 
-    encoder: EncoderName = "convnext_tiny"  # The backbone (paper: convnext_tiny; its Table 4 has the other two).
+    encoder: EncoderName = "convnext_tiny"  # The backbone (paper: convnext_tiny; in Table 4 also pwc and resnet50).
     estimator_factor: float = 2.0  # Scales the widths of the flow estimator (paper, Table 3: 2, with 8M parameters).
     estimator_norm: Literal["none", "layer", "l2", "layer+l2"] = "layer"
     """Inside the estimator (paper, Table 3: layer)."""
@@ -88,7 +88,7 @@ class LossConfig:
     """Which flow warps a level in Eqs. 2 and 5: the one that enters it, 0 at the coarsest, or the refined one that
     leaves it (paper, Eq. 1 and Figure 2: entering)."""
     feature_strides: tuple[int, int] = (2, 64)
-    """The finest and the coarsest level of Eqs. 2 and 5, by their strides (paper: all); VICReg has the coarsest."""
+    """The finest and the coarsest level of Eqs. 2 and 5, by their strides (paper: all); VICReg takes the coarsest."""
     masked: tuple[Literal["regression", "cycle", "reconstruction"], ...] = ("regression",)
     """The losses that leave occluded pixels out (paper: regression; field: the reconstruction too)."""
     coarse_levels: float = 0.0

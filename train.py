@@ -8,8 +8,8 @@
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
 The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run
-writes to --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), best.pt, model.safetensors (at the end),
-config.json, environment.json, metrics.jsonl, tensorboard/ and, for flow, pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it
+writes to --output-dir: checkpoint.pt (checkpoint.1.pt is the one before), model.safetensors (at the end), config.json,
+environment.json, metrics.jsonl, tensorboard/ and, for flow, best.pt and pictures/. SIGTERM, SIGUSR1 and Ctrl-C end it
 after a step, with a checkpoint; the same command continues it from there, on a CPU exactly.
 """
 
@@ -66,9 +66,9 @@ class Config:
     output_dir: Path = Path("runs/paper")  # Where the run writes everything, and continues from its checkpoint.
     init: Path | None = None  # Start a new run from the weights of this checkpoint.
     backbone: Path | None = None  # Start the encoder from a torchvision state dict.
-    seed: int = 0  # Seed of the weights, of the order of the data, and of the augmentations.
+    seed: int = 0  # Seed of the weights, of MovingShapes, of the order of the data, and of the augmentations.
     workers: int = 8
-    """Loader processes of each training process for the images; video pairs take as many more, 2 at most; 0 loads in
+    """Loader processes of each training process for the images, and as many again, at most 2, for the pairs; 0 loads in
     the training process."""
 
     epochs: int = 100  # (paper: 100)
@@ -83,7 +83,7 @@ class Config:
     crop: tuple[int, int] = (384, 832)  # Height and width of the video crops (field: 384 832; second-hand: 256 512).
     shapes_motion: tuple[float, float] = (0.08, 0.35)
     """The largest shift of a MovingShapes pair as a share of its shorter side, and the power of the uniform number that
-    draws it: the lower, the more large ones (ours: 0.08 0.35)."""
+    draws it: a lower one draws more large shifts (ours: 0.08 0.35)."""
     frame_strides: tuple[int, ...] = (1,)  # Distances in frames between the two of a pair from --video-dir.
 
     learning_rate: float = 3e-4  # Of the encoder and the expander (second-hand: 3e-4).
