@@ -98,7 +98,7 @@ class Config:
     compile: bool = False  # torch.compile: minutes of compiling at the start and where flow starts, then faster steps.
 
     log_every: int = 20  # Steps between two lines of metrics.
-    checkpoint_every: int = 1000  # Steps between two checkpoints; one more after each epoch.
+    checkpoint_every: int = 5000  # Steps between two checkpoints; one more after each epoch.
     bad_files: float = 0.01  # Share of the files that may be unusable: each is reported, and the next takes its place.
     validation_pairs: int = 20
     """Unseen MovingShapes pairs that flow is measured on after each epoch, and content on ten times as many images."""
@@ -344,10 +344,7 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     torch.manual_seed(config.seed)
     model = MCJEPA(config.model, config.loss, config.task, config.backbone).to(device)
     if device.type == "cuda":  # for its tensor cores; on a CPU the step takes as long
-        for weight in model.parameters():
-            # Not those of 1 x 1: both layouts are one to them, and DDP would warn that it mistook one for the other.
-            if weight.ndim == 4 and weight.shape[2:].numel() > 1:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        put_channels_last(model)
     rates = {"estimator": config.estimator_learning_rate}
     groups = [
         {"name": name, "params": [*part.parameters()], "initial_lr": rates.get(name, config.learning_rate)}
@@ -355,6 +352,14 @@ def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Opt
     ]
     betas = (0.9, config.adam_beta2)
     return model, torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def put_channels_last(model: nn.Module) -> None:
+    """Lays out the weights of convolutions like their gradients: otherwise DDP copies these in each step, and warns."""
+    for weight in model.parameters():
+        if weight.ndim == 4 and weight.shape[2:].numel() > 1:  # for torch, both layouts of a 1 x 1 weight are one
+            # Not `contiguous`, which leaves weights of depthwise convolutions as they are.
+            weight.data = torch.empty_like(weight.data, memory_format=torch.channels_last).copy_(weight.data)
 
 
 class Run(NamedTuple):

@@ -19,8 +19,8 @@ MACHINE_FAULTS = {
     r"working (C\+\+ compiler|triton)|Failed to find C compiler": "--compile finds no compiler: install g++ (on a GPU "
     "triton too), or leave it out",
     r"DataLoader worker \(pid": "a loader process was killed, perhaps for lack of memory: use fewer --workers",
-    "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended; its error stands above, or on "
-    "another machine",
+    "(?i)gloo|nccl|connection (closed|reset)": "another process of the run has ended (its error stands above, or on "
+    "another machine), or the machines do not find one another: set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
     r"OpenCV\(": "OpenCV cannot work on these images: use others, or another size",
 }
 """What an error says if the machine, or a library below, is to blame, and the remedy; the first that fits counts."""
@@ -94,7 +94,7 @@ def run_command(command: Callable[[], object]) -> None:
             reason = getattr(error, "strerror", None) or ""
         remedy = next((remedy for sign, remedy in MACHINE_FAULTS.items() if re.search(sign, reason)), None)
         if remedy:
-            line = f"{remedy} ({line[:200]})"
+            line = f"{remedy} ({line[:500]})"
         elif not isinstance(error, foreseen):
             raise
         elif int(os.environ.get("LOCAL_RANK", 0)) > 0:

@@ -46,6 +46,16 @@ def test_every_command_parses(command):
         assert isinstance(tyro.cli(config, args=words, config=(tyro.conf.OmitArgPrefixes,)), config)
 
 
+def test_every_torchrun_line_has_a_share_of_the_batches_for_each_process(monkeypatch):
+    text = READMES["README.md"].replace("\\\n", " ")
+    nodes = int(re.search(r"--nodes=(\d+)", text)[1])
+    lines = re.findall(r"torchrun ([^`\n]*)--nproc_per_node=(\d+)[^`\n]* train\.py ([^`\n]*)", text)
+    assert len(lines) >= 4
+    for options, count, words in lines:
+        monkeypatch.setenv("WORLD_SIZE", str(int(count) * (nodes if "--nnodes" in options else 1)))
+        train.check(train.parse(shlex.split(words)))
+
+
 @pytest.mark.parametrize("readme", READMES)
 def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", READMES[readme]):

@@ -24,7 +24,7 @@ import train
 from encoder import PWCPyramid
 from engine import checkpoint, processes
 from engine.faults import run_command
-from mcjepa import MCJEPA, load_model
+from mcjepa import MCJEPA, ModelConfig, load_model
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -191,6 +191,17 @@ def test_moments_of_another_memory_layout_are_the_same_numbers_when_a_run_contin
                 moments[name] = moments[name].to(memory_format=torch.channels_last)
     torch.save(state, tmp_path / "checkpoint.pt")
     assert_same_run(run(tmp_path), whole[1])
+
+
+def test_with_the_layout_of_a_gpu_gradients_lie_like_their_weights():
+    """Otherwise DDP copies each of them in every step, and warns."""
+    model = MCJEPA(ModelConfig("convnext_tiny", 0.25, expander=(8,)))
+    train.put_channels_last(model)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 4}
+    images = torch.rand(2, 2, 3, 64, 64).unbind()
+    gradients = torch.autograd.grad(model(images, images).total, [*weights.values()])
+    for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+        assert gradient.stride() == weight.stride(), name
 
 
 COMPILED = """
