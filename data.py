@@ -433,18 +433,18 @@ class TwoViews:
 
 
 class FlowAugmentation:
-    """The joint augmentation of a pair: one crop, flips, changed or permuted colours for both, and their order swapped.
+    """The joint augmentation of a pair: one crop, a horizontal flip, other colours for both, and their order swapped.
 
     Called with two uint8 (3, h, w) RGB images it returns two uint8 (3, *crop). A frame smaller than the crop is an
     error, or with `enlarge` enlarged. Brightness, contrast and saturation change by a factor of up to 1 +- `colour`,
-    hue by a fifth of it. (All of it field: ARFlow, UFlow; the numbers ours.)
+    hue by a fifth of it. (Field: ARFlow has the crop, the flip and the order; colours, as UFlow's, with our numbers.)
     """
 
     def __init__(self, crop: tuple[int, int], enlarge: bool = False, colour: float = 0.2):
         self.crop, self.enlarge = tuple(crop), enlarge
         jitter = v2.RandomApply([ColorJitter(colour, colour, colour, colour / 5)], p=0.5)
         permute = v2.RandomApply([v2.RandomChannelPermutation()], p=0.1)
-        self.change = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5), jitter, permute])
+        self.change = v2.Compose([v2.RandomHorizontalFlip(0.5), jitter, permute])
 
     def __call__(
         self, image_1: UInt8[Tensor, "3 h w"], image_2: UInt8[Tensor, "3 h w"]

@@ -72,7 +72,7 @@ class Config:
     the training process."""
 
     epochs: int = 100  # (paper: 100)
-    steps_per_epoch: int | None = None  # Default: one pass over the images (paper); for flow only, over the pairs.
+    steps_per_epoch: int | None = None  # Default: one pass over the images (paper); see `make_plan`.
     max_steps: int | None = None  # Stop after this many steps in all; the schedules stay those of --epochs.
     flow_start_epoch: float = 10.0
     """Content trains alone until then (paper: 10). M-JEPA starts at once, and so do frozen and finetune with --init."""
@@ -268,9 +268,15 @@ class Source(NamedTuple):
 
 
 def make_plan(config: Config, videos: Source | None, images: Source | None) -> Plan:
-    """The epochs of a configuration in steps. An epoch is one pass over the images; without any, over the pairs."""
+    """The epochs of a configuration in steps.
+
+    An epoch is one pass over the images; without any, over the pairs, but no more than ImageNet would have: 100 passes
+    over MovingShapes, or over the paper's mix with its repeats, would be millions of steps.
+    """
     source = images or videos
     per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
+    if not images:
+        per_epoch = min(per_epoch, IMAGENET_SIZE // config.image_batch)
     total = config.epochs * per_epoch
     flow_start = round(first_flow_epoch(config) * per_epoch)
     regularisation_warmup = max(round(config.regularisation_warmup_epochs * per_epoch), 1)
