@@ -515,7 +515,7 @@ def measure_pair(
 
 def mean_errors(entries: list[dict], method: str) -> dict:
     """A method over many pairs: `epe` and `f1` of each region as the mean over images (`per_image`) and over pixels
-    (`per_pixel`, as the development kits of KITTI and Sintel count), and the median of the seconds."""
+    (`per_pixel`, as the development kits of KITTI 2015 and Sintel count), and the median of the seconds."""
     means = {"per_pixel": {"epe": {}, "f1": {}}, "per_image": {"epe": {}, "f1": {}}}
     for region, metric in product(flow_benchmarks.REGIONS, ("epe", "f1")):
         present = [entry for entry in entries if region in entry["pixels"]]

@@ -127,8 +127,11 @@ def _sintel_testing(root: Path) -> Iterator[FlowFiles]:
 
 
 def _kitti(root: Path, folders: tuple[str, ...], split: str = "training") -> Iterator[FlowFiles]:
-    """`folders`: where the images are, the first that is there."""
-    images = next((root / split / name for name in folders if (root / split / name).is_dir()), None)
+    """`folders`: where the images are, the first that is there. ValueError if those of the other year lie there too."""
+    there = [name for name in ("image_2", "colored_0", "image_0") if (root / split / name).is_dir()]
+    if "image_2" in there and len(there) > 1:
+        raise ValueError(f"{root / split}: KITTI 2012 and 2015 have files of one name; unpack each to its own folder")
+    images = next((root / split / name for name in folders if name in there), None)
     listed = root / split / "flow_occ" if split == "training" else images
     for path in visible_glob(listed, "*_10.png") if images else ():
         yield _pair(root, path.stem, images / path.name, path if split == "training" else None)

@@ -267,12 +267,12 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
         paths, labels = [paths[place] for place in places], [labels[place] for place in places]
         if strangers := set(labels) - set(classes):
             raise ValueError(f"{folder}: the folder {min(strangers)} is no class of {root / 'train'}")
-        images = [load_image(path) for path in paths]
-        if size:
-            images = [F.resize(image, [size, size], antialias=True) for image in images]
-        other = next((place for place, image in enumerate(images) if image.shape != images[0].shape), None)
-        if other is not None:
-            raise ValueError(f"{paths[other]}: {size_text(images[other])}, unlike the first; give all one --size")
+        images = []
+        for path in paths:
+            image = load_image(path)
+            images.append(F.resize(image, [size, size], antialias=True) if size else image)
+            if image.shape != images[0].shape and not size:
+                raise ValueError(f"{path}: {size_text(image)}, unlike the first; give all one --size")
         parts.append(ImageClasses(torch.stack(images), torch.tensor([classes[label] for label in labels])))
     return root.resolve().name, *parts
 
@@ -338,7 +338,7 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     for name in names:
         folders = [home / kind / size / name for kind in ("JPEGImages", "Annotations")]
         try:
-            videos.append(_open_video(*folders, one_object=year == "2016"))
+            videos.append(_open_video(*folders, year))
         except ValueError as error:
             if name == names[-1] and not videos:
                 raise
@@ -346,8 +346,8 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     return videos, notes
 
 
-def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVideo:
-    """A sequence of DAVIS. White masks (DAVIS 2016) show one object, number 1; `one_object` merges all objects."""
+def _open_video(folder: Path, masks_folder: Path, year: str | None) -> ObjectVideo:
+    """A sequence of DAVIS. White masks (of 2016) show one object, number 1; `year` 2016 makes all objects one."""
     paths = [path for path in find_files(folder) if path.parent == folder and is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
     if not paths:
@@ -364,7 +364,9 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool) -> ObjectVid
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
     if VOID in numbers and len(numbers) > 20:
         raise ValueError(f"{mask_paths[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
-    white = numbers == {VOID}
+    white, one_object = numbers == {VOID}, year == "2016"
+    if white and year == "2017":
+        raise FileNotFoundError(f"{mask_paths[0]}: a mask of DAVIS 2016, whose files have these names too; unpack 2017")
 
     def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
         return load_labelled(paths[index], first)

@@ -509,6 +509,13 @@ def test_the_pairs_of_a_split_with_secret_flow_are_those_of_torchvision(name, tm
         find_benchmark(tmp_path, "chairs", "testing")
 
 
+def test_two_years_of_kitti_in_one_folder_are_refused_since_the_flow_of_one_has_replaced_the_others(tmp_path):
+    for name in ("kitti2012", "kitti2015"):
+        write_benchmark(tmp_path, name)
+    with raises_one_line(ValueError, tmp_path / "training", "unpack each to its own folder"):
+        find_benchmark(tmp_path, "kitti2012")
+
+
 def test_a_missing_frame_is_named_and_pairs_without_both_are_left_out_with_a_note(tmp_path):
     write_benchmark(tmp_path, "middlebury")
     first, second = find_benchmark(tmp_path)[1]
@@ -997,3 +1004,5 @@ def test_white_masks_show_one_object_number_1_and_davis_2016_merges_all_objects_
         for index, mask in enumerate(masks):
             void = (mask == VOID) & (masks is several)
             np.testing.assert_array_equal(video.masks(index), np.where(void, VOID, mask > 0))
+    with pytest.raises(FileNotFoundError, match="a mask of DAVIS 2016"):  # its archive replaces files of 2017's
+        video_of(tmp_path / "d", white, "2017", mode)
