@@ -4,7 +4,7 @@
 for VICReg. `FlowAugmentation` and `TwoViews` augment them. `make_loader` batches them: sharded over processes, endless,
 the same whatever the number of workers or the first step. The paper's data sets and MovingShapes are in sources/.
 
-    loader = make_loader(VideoPairs("clips"), FlowAugmentation((128, 128)), batch_size=8)
+    loader = make_loader(VideoPairs("clips", transform=FlowAugmentation((128, 128))), None, batch_size=8)
     image_1, image_2 = next(iter(loader))  # each uint8 (8, 3, 128, 128); floats are made where they are needed
 """
 
@@ -158,8 +158,8 @@ def _open_video(path: Path) -> tuple[Any, Any]:
 class VideoFile:
     """The frames of a video file in the order in which they are shown, found by their time stamps.
 
-    The stamps are those of its packets, which are read once. Where these are irregular, or the first decoded frames
-    have others, frames are counted from the beginning. BadFile if there is none.
+    The stamps are those of its packets, which are read once. Where they are irregular, or differ from those of the
+    first decoded frames, frames are counted from the beginning instead. BadFile if there is no frame.
     """
 
     def __init__(self, path: Path):
@@ -499,7 +499,7 @@ class ShardedStream(Sampler):
 
 
 class SkipBadFiles(Dataset):
-    """Reads `dataset[index]` and transforms it; an item is (item, sentences about bad files).
+    """Reads `dataset[index]` and transforms it: the key (position, index) gives (item, sentences about bad files).
 
     The next item replaces one that cannot be read. More than `allowed` bad ones raise ValueError; if it is None, the
     first raises BadFile. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the

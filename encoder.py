@@ -62,7 +62,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
     # A little more is allowed: some methods of resizing overshoot.
     if not (torch.compiler.is_exporting() or not x.numel() or (x.min() >= -0.5 and x.max() <= 1.5)):
         raise ValueError(f"images are uint8, or floats in [0, 1], not in [{x.min():g}, {x.max():g}]")
-    return x.to(like.dtype).to(like.device)
+    return x.to(like.dtype).to(like.device)  # in this order: Apple's GPUs have no float64
 
 
 def pad_to_multiple(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c h2 w2"]:

@@ -162,7 +162,7 @@ def _contour(mask: np.ndarray) -> np.ndarray:
 def davis_statistics(values: Sequence[float]) -> dict[str, float]:
     """J or F over the frames of an object, as DAVIS counts: the mean, the recall (share above 0.5) and the decay (mean
     of the first quarter less that of the last; neighbouring quarters share a frame)."""
-    borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1  # halves are rounded up
     first, *_, last = (np.mean(values[start : stop + 1]) for start, stop in pairwise(borders))
     recall = np.mean([value > 0.5 for value in values])
     return {"mean": float(np.mean(values)), "recall": float(recall), "decay": float(first - last)}
@@ -470,7 +470,7 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
     if config.images:
         return flow_of_images(method, config)
     if config.video:
-        return flow_of_video({label: method} | {"dis": dis_flow}, config)
+        return flow_of_video({label: method, "dis": dis_flow}, config)
     benchmark, notes, count = "shapes", [], SHAPES_PAIRS
     pairs = shapes_pairs(count, (SHAPES_SIZE, SHAPES_SIZE))
     if config.data_root is not None:
@@ -775,7 +775,7 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
             panels = {title: overlay(image, each, validation.colours, [VOID]) for title, each in labels.items()}
             figure = titled_grid({"image": image} | panels, columns=3)
             write_picture(config.output_dir / "pictures" / f"image_{number:04d}.png", figure)
-    pixels, kind = confusion.sum(dim=1), "tuned" if config.finetune else "frozen"
+    kind, pixels = ("tuned" if config.finetune else "frozen"), confusion.sum(dim=1)
     shares, accuracy = (pixels / pixels.sum()).tolist(), (confusion.diag().sum() / confusion.sum()).item()
     means = {"miou": mean_iou(confusion), "pixel_accuracy": accuracy}
     # Where one class is given to all pixels, its IoU is its share of them, and that of the others is 0.

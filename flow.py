@@ -196,8 +196,8 @@ class FlowEstimator(nn.Module):
         factor: scales the widths (paper, Table 3: 1 gives 2M parameters; 2, the default, gives 8M).
         norm: "none", "layer" (paper), "l2" or "layer+l2".
         radius: that of the correlation, in pixels of the level.
-        reduced: to how many channels a 1 x 1 convolution brings each frame's standardised features, inputs beside the
-            correlation, which uses all of them.
+        reduced: to how many channels a 1 x 1 convolution brings each frame's standardised features, as inputs beside
+            the correlation (which uses all of them).
         clip: the flow's largest value in x and y, in pixels of the image.
         unit: what an output of 1 means, at every level, in pixels of the image. (In pixels of its level, 0.25 at
             stride 64 would already be 16 pixels of the image: noise that the finer levels must undo. PWC-Net, too, has

@@ -152,7 +152,7 @@ def smoothness_loss(
     UFlow's takes half of it, of the flow at stride 4 in pixels of that size, with `charbonnier` 0.001.
 
     Args:
-        flow: in the unit that belongs to the loss's coefficient; the caller scales it.
+        flow: the caller scales it; divided by min(h, w) for the coefficients of this project and of ARFlow.
         image: the frame on whose grid the flow lives, in [0, 1].
         edge_weight: lambda of Eq. 4.
         order: 1 (a constant flow costs nothing) or 2 (an affine flow costs nothing).
@@ -267,8 +267,8 @@ def variance_covariance_loss(
         n_here, mean_here = n, mean
         n = sum_over_processes(mean.new_full((), n_here))
         mean = sum_over_processes(n_here * mean_here) / n
-        deviations = (n_here - 1) * variance + n_here * (mean_here - mean).square()  # squares, about the mean of all
-        variance = sum_over_processes(deviations) / (n - 1)
+        squares = (n_here - 1) * variance + n_here * (mean_here - mean).square()  # summed, about the mean of all
+        variance = sum_over_processes(squares) / (n - 1)
     # Each deviation is held at 1 or more; 1e-4 keeps the root differentiable (both as in VICReg's code).
     loss = variance_weight * F.relu(1 - torch.sqrt(variance + 1e-4)).mean()
     if covariance_weight:

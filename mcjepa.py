@@ -128,8 +128,8 @@ class Losses(NamedTuple):
     weighted: dict[str, Float[Tensor, ""]]
     """Each term times its coefficient (and the balance of the tasks), detached."""
     monitor: dict[str, Float[Tensor, ""]]
-    """The standard deviations of this process's features per level and of all processes' embeddings, the visible share,
-    the mean flow."""
+    """The standard deviations of this process's features, per level and pooled, and of all processes' embeddings; the
+    visible share, the mean flow."""
 
 
 Terms = dict[str, tuple[Float[Tensor, ""], float | Float[Tensor, ""]]]
@@ -252,7 +252,7 @@ class MCJEPA(nn.Module):
             masks: leave occluded pixels out; False while the flow is too young to find them (mask warm-up).
             regularisation: multiplies Eq. 6 (its warm-up).
 
-        Given as tensors on the CPU, `masks` and `regularisation` neither wait for a GPU nor cause it to recompile.
+        Given as tensors on the CPU, both warm-ups cost neither a wait for the GPU nor, compiled, a recompilation.
         """
         parts: dict[str, tuple[Terms, Monitor]] = {}
         if views is not None:
@@ -377,8 +377,8 @@ class MCJEPA(nn.Module):
         visible = forward_backward_mask(flow, reverse) if both_ways else range_map(reverse) >= RANGE_MAP_THRESHOLD
         visible = visible.to(flow.dtype)
         share = visible.mean(dim=(1, 2, 3), keepdim=True)
-        masked = (share >= self.loss_config.least_visible) & masks
-        return torch.where(masked, visible, 1.0), share.mean()
+        usable = (share >= self.loss_config.least_visible) & masks
+        return torch.where(usable, visible, 1.0), share.mean()
 
     def _content_terms(self, views: Float[Tensor, "two_n 3 s s"]) -> tuple[Terms, Monitor]:
         """VICReg on the pooled features of the coarsest level; `views` stacks both views of all images, [1; 2]."""
@@ -394,8 +394,8 @@ class MCJEPA(nn.Module):
             }
             if any(config.pooled):
                 terms["pooled"] = (eq_6(pooled[..., None, None], *config.pooled), 1.0)
-        embedding, pooled = (z.detach().std(dim=0).mean() for z in (x, pooled))
-        return terms, {"deviation/embedding": embedding, "deviation/pooled": pooled}
+        watched = {"embedding": x, "pooled": pooled}
+        return terms, {f"deviation/{name}": z.detach().std(dim=0).mean() for name, z in watched.items()}
 
 
 def save_weights(model: MCJEPA, path: str | Path, config: dict, step: int) -> None:
@@ -476,7 +476,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
             for kind, name in ((ModelConfig, "model"), (LossConfig, "loss"))
         )
         has_expander = any(name.startswith("expander.") for name in weights)
-        model_config = model_config if has_expander else replace(model_config, expander=(1,))
+        model_config = model_config if has_expander else replace(model_config, expander=(1,))  # it is dropped below
         model = MCJEPA(model_config, loss_config, settings["task"])
         model.expander = model.expander if has_expander else None
         model.load_state_dict(weights)

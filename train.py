@@ -111,7 +111,7 @@ class Config:
 FLOW_ALONE = ("frozen", "finetune")
 """Strategies in which flow is learned without content."""
 MAY_DIFFER = (
-    *("output_dir", "data_root", "video_dir", "image_dir", "backbone", "init"),  # of data, the number is compared
+    *("output_dir", "data_root", "video_dir", "image_dir", "backbone", "init"),  # data may move: its size is compared
     *("max_steps", "workers", "compile", "log_every", "checkpoint_every", "bad_files", "validation_pairs"),
 )
 """Fields that may change when a run continues."""
@@ -274,9 +274,10 @@ def make_plan(config: Config, videos: Source | None, images: Source | None) -> P
     over MovingShapes, or over the paper's mix with its repeats, would be millions of steps.
     """
     source = images or videos
-    per_epoch = config.steps_per_epoch or max(len(source.data) // source.batch, 1)
+    one_pass = max(len(source.data) // source.batch, 1)
     if not images:
-        per_epoch = min(per_epoch, IMAGENET_SIZE // config.image_batch)
+        one_pass = min(one_pass, IMAGENET_SIZE // max(config.image_batch, 1))
+    per_epoch = config.steps_per_epoch or one_pass
     total = config.epochs * per_epoch
     flow_start = round(first_flow_epoch(config) * per_epoch)
     regularisation_warmup = max(round(config.regularisation_warmup_epochs * per_epoch), 1)
@@ -293,7 +294,7 @@ def learning_rate_factor(config: Config, epoch: int | float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-# -------------------------------------------------------------------------------------------------------- its data
+# -------------------------------------------------------------------------------------------------------- the data
 
 
 def allowed_bad_files(config: Config, source: Source) -> int:
@@ -342,7 +343,7 @@ def open_sources(config: Config) -> tuple[Source | None, Source | None]:
     return videos, images
 
 
-# ----------------------------------------------------------------------------------------- its model and checkpoint
+# ----------------------------------------------------------------------------------------- the model and its checkpoint
 
 
 def build(config: Config, device: torch.device) -> tuple[MCJEPA, torch.optim.Optimizer]:
@@ -577,7 +578,7 @@ def validate(run: Run, log: Log, step: int, flow_started: bool) -> float:
 
 
 def save(run: Run, step: int, best: float, improved: bool, faults: Faults) -> None:
-    """Writes checkpoint.pt: all that `open_run` and `mcjepa.load_model` need; before the last, model.safetensors."""
+    """Writes checkpoint.pt, all that `open_run` and `mcjepa.load_model` need; at the end model.safetensors first."""
     if step == run.plan.end:
         with checkpoint.replacing(run.config.output_dir / "model.safetensors") as path:
             save_weights(run.model, path, run.settings, step)
