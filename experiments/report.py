@@ -138,21 +138,26 @@ against {mjepa: Middlebury EPE} on Middlebury: lower in each seed, by about as m
     ),
     (
         "With more weight of the flow, flow improves and content suffers (Figure 5 (3))",
-        SHAPES,
-        """**Cannot be told yet**, but it points there. With a gradients' ratio of 1 (and twice the estimator's rate)
-the error on Middlebury is {ratio_1: Middlebury EPE} in place of {mcjepa: Middlebury EPE} px, k-NN
-{ratio_1: CIFAR-10 k-NN, stride 32} in place of {mcjepa: CIFAR-10 k-NN, stride 32}%, and J&F at stride 8
-{ratio_1: DAVIS 2016 J&F, 8} in place of {mcjepa: DAVIS 2016 J&F, 8}%. That is one seed, and two things changed.""",
+        POCKET,
+        """**The second holds; the first hardly** (one seed). With a gradients' ratio of 3 in place of 0.3 flow has
+{ratio_3: EPE} px in place of {mcjepa: EPE}, on Middlebury {ratio_3: Middlebury EPE} and {mcjepa: Middlebury EPE}. All
+content is worse: k-NN {ratio_3: CIFAR-10 k-NN, stride 32} in place of {mcjepa: CIFAR-10 k-NN, stride 32}%, ridge
+regression {ratio_3: CIFAR-10 ridge, stride 32} and {mcjepa: CIFAR-10 ridge, stride 32}, J&F at stride 8
+{ratio_3: DAVIS 2016 J&F, 8} and {mcjepa: DAVIS 2016 J&F, 8}, with two strides {ratio_3: DAVIS 2016 J&F, 8+16} and
+{mcjepa: DAVIS 2016 J&F, 8+16}. Pilot 2, with a ratio of 1 and twice the estimator's
+rate, points there too (Figure 5).""",
     ),
     (
         "Flow that starts after 10 of 100 epochs is best (Figure 5 (1))",
         POCKET,
-        """**Not in this short run** (one seed; 30% is not measured). Flow that starts with the first step ends at
-{start_0: EPE} px, after a tenth of the steps at {mcjepa: EPE} (Middlebury {start_0: Middlebury EPE} and
-{mcjepa: Middlebury EPE}), and costs no content: k-NN {start_0: CIFAR-10 k-NN, stride 32} and
-{mcjepa: CIFAR-10 k-NN, stride 32}%, J&F on DAVIS {start_0: DAVIS 2016 J&F, 8} and {mcjepa: DAVIS 2016 J&F, 8}, with
-two strides {start_0: DAVIS 2016 J&F, 8+16} and {mcjepa: DAVIS 2016 J&F, 8+16}.
-It has 1,000 steps of flow in place of 900.""",
+        """**Not in this short run, but later is indeed similar and cheaper** (one seed). Flow that starts with the
+first step, after 10% and after 30% of the steps ends at {start_0: EPE}, {mcjepa: EPE} and {start_30: EPE} px
+(Middlebury {start_0: Middlebury EPE}, {mcjepa: Middlebury EPE} and {start_30: Middlebury EPE}), with 1,000,
+900 and 700 steps of flow. Content is alike: k-NN
+{start_0: CIFAR-10 k-NN, stride 32}, {mcjepa: CIFAR-10 k-NN, stride 32} and
+{start_30: CIFAR-10 k-NN, stride 32}%, J&F at stride 8 {start_0: DAVIS 2016 J&F, 8}, {mcjepa: DAVIS 2016 J&F, 8} and
+{start_30: DAVIS 2016 J&F, 8}, with two strides {start_0: DAVIS 2016 J&F, 8+16}, {mcjepa: DAVIS 2016 J&F, 8+16} and
+{start_30: DAVIS 2016 J&F, 8+16}.""",
     ),
     (
         "The coefficient of Eq. 5 improves flow, and is very sensitive (Figure 5 (2))",
@@ -167,10 +172,12 @@ as small as those between seeds, and no order runs through them.""",
     (
         "Without layer norm in the estimator the training crashes (Table 3)",
         POCKET,
-        """**Not in this short run** (one seed; l2 and the wider estimator are not measured). Without it the flow has
-{norm_none: EPE} px in place of {mcjepa: EPE}, on Middlebury {norm_none: Middlebury EPE} in place of
-{mcjepa: Middlebury EPE}; content is as good: k-NN {norm_none: CIFAR-10 k-NN, stride 32} and
-{mcjepa: CIFAR-10 k-NN, stride 32}%, J&F at stride 8 {norm_none: DAVIS 2016 J&F, 8} and {mcjepa: DAVIS 2016 J&F, 8}.""",
+        """**Not in this short run** (one seed). Without it the flow has {norm_none: EPE} px in place of {mcjepa: EPE},
+on Middlebury {norm_none: Middlebury EPE} in place of {mcjepa: Middlebury EPE}; content is as good: k-NN
+{norm_none: CIFAR-10 k-NN, stride 32} and {mcjepa: CIFAR-10 k-NN, stride 32}%, J&F at stride 8
+{norm_none: DAVIS 2016 J&F, 8} and {mcjepa: DAVIS 2016 J&F, 8}. With l2 in its place, far behind
+in the paper (6.21 px against 2.68 on KITTI 2015), flow is no worse here: {norm_l2: EPE} px, on Middlebury
+{norm_l2: Middlebury EPE}; k-NN is {norm_l2: CIFAR-10 k-NN, stride 32}%, J&F {norm_l2: DAVIS 2016 J&F, 8}.""",
     ),
     (
         "The combined loss is best, a frozen encoder is worst at flow (Table 5)",
@@ -192,7 +199,8 @@ Middlebury {frozen: Middlebury EPE} and {finetune: Middlebury EPE}); alternating
 ends within 5% of the other run's. Flow has {without_eq6: EPE} px in place of {mcjepa: EPE} (Middlebury
 {without_eq6: Middlebury EPE} and {mcjepa: Middlebury EPE}), k-NN {without_eq6: CIFAR-10 k-NN, stride 32} in place of
 {mcjepa: CIFAR-10 k-NN, stride 32}%, and J&F with two strides {without_eq6: DAVIS 2016 J&F, 8+16} in place of
-{mcjepa: DAVIS 2016 J&F, 8+16}.""",
+{mcjepa: DAVIS 2016 J&F, 8+16}. Its weights here are too low to hold features up against Eqs. 2 and 5: in M-JEPA,
+whose features no VICReg loss holds, the deviation at stride 32 falls from 0.83 to 0.17.""",
     ),
 )
 
