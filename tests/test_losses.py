@@ -138,7 +138,6 @@ def test_ssim_refuses_images_smaller_than_its_window_and_integers_whose_sums_wou
 def test_ssim_distance_lies_between_zero_and_one_and_is_symmetric_and_zero_for_equal_images(seed, size, contrast):
     x, y = (1 - contrast * uniform(seed + k, *size) for k in range(2))
     distance = losses.ssim_distance(x, y)
-    assert distance.shape == (*size[:2], size[2] - 2, size[3] - 2)
     # In float32 the variance of bright images of low contrast is the difference of two nearly equal numbers.
     for values in (distance, losses.ssim_distance(x.float(), y.float()), losses.ssim_distance(x.float(), x.float())):
         assert (values >= 0).all() and (values <= 1).all()
@@ -172,8 +171,9 @@ def test_gradients_of_the_reconstruction_loss_are_finite_for_images_without_text
 
 @orders
 @pytest.mark.parametrize(("edge_weight", "charbonnier"), [(0.0, 0.0), (2.0, 0.5), (10.0, 0.0)])
-def test_smoothness_loss_equals_the_loops(order, edge_weight, charbonnier):
-    flow, image = normal(0, 2, 2, 5, 6), uniform(1, 2, 3, 5, 6)
+@given(seed=seeds, h=st.integers(3, 7), w=st.integers(3, 7), scale=st.floats(0.1, 50))
+def test_smoothness_loss_equals_the_loops(order, edge_weight, charbonnier, seed, h, w, scale):
+    flow, image = scale * normal(seed, 2, 2, h, w), uniform(seed + 1, 2, 3, h, w)
     expected = loop_smoothness(flow, image, edge_weight, order, charbonnier)
     close(losses.smoothness_loss(flow, image, edge_weight, order, charbonnier), expected)
     if (order, edge_weight) == (1, 10.0):
@@ -192,19 +192,6 @@ def test_smoothness_loss_needs_an_order_that_it_knows_and_sides_that_are_longer(
     for order, h, w in ((3, 8, 8), (1, 8, 1), (2, 2, 8)):
         with pytest.raises(ValueError, match="smoothness_loss: order must be 1 or 2, below each side"):
             losses.smoothness_loss(torch.rand(1, 2, h, w), torch.rand(1, 3, h, w), order=order)
-
-
-@orders
-@given(seed=seeds, h=st.integers(3, 7), w=st.integers(3, 7), scale=st.floats(0.1, 50))
-def test_smoothness_is_linear_in_the_flow_and_the_same_for_every_offset_sign_axis_and_order(order, seed, h, w, scale):
-    flow, image = normal(seed, 2, 2, h, w), uniform(seed + 1, 2, 3, h, w)
-    value = losses.smoothness_loss(flow, image, order=order)
-    assert value > 0
-    close(losses.smoothness_loss(scale * flow, image, order=order), scale * value, 1e-9)
-    close(losses.smoothness_loss(flow + 7, image, order=order), value, 1e-9)
-    close(losses.smoothness_loss(-flow, 1 - image, order=order), value, 1e-9)  # Eq. 4 with |grad I|
-    close(losses.smoothness_loss(flow.flip(0), image.flip(0), order=order), value)
-    close(losses.smoothness_loss(flow.mT, image.mT, order=order), value)
 
 
 @orders
@@ -262,9 +249,7 @@ def test_vicreg_loss_equals_the_published_code_with_its_gradients():
     terms = losses.vicreg_loss(x, y)
     for name, term in zip(("invariance", "variance", "covariance"), terms, strict=True):
         close(term, numbers[name])
-    total = 25 * terms[0] + 25 * terms[1] + terms[2]
-    total.backward()
-    close(total, numbers["total"])
+    (25 * terms[0] + 25 * terms[1] + terms[2]).backward()
     close(x.grad, numbers["grad_x_of_total"])
     close(y.grad, numbers["grad_y_of_total"])
 
@@ -272,8 +257,7 @@ def test_vicreg_loss_equals_the_published_code_with_its_gradients():
 def test_collapsed_features_cost_the_whole_hinge_and_have_finite_gradients():
     x = torch.full((6, 3), 2.0, requires_grad=True)
     close(losses.variance_loss(x), 1 - math.sqrt(1e-4), 1e-6)
-    as_maps = x.view(6, 3, 1, 1)
-    all_losses = [*losses.vicreg_loss(x, 2 * x), losses.variance_covariance_loss(as_maps, 1.0, 1.0)]
+    all_losses = [*losses.vicreg_loss(x, 2 * x), losses.variance_covariance_loss(x[..., None, None], 1.0, 1.0)]
     sum(all_losses, losses.variance_loss(x) + losses.covariance_loss(x)).backward()
     assert torch.isfinite(x.grad).all()
 
@@ -292,10 +276,10 @@ def test_statistics_of_a_single_sample_are_refused_and_views_that_would_only_fit
 # ---------------------------------------------------------------------------------------- each function by itself
 
 
-def example_calls():
+def test_each_function_gives_the_same_numbers_when_it_is_copied_alone_under_the_import_lines():
     maps, mask = [uniform(0, 2, 3, 6, 7), uniform(1, 2, 3, 6, 7)], uniform(2, 2, 1, 6, 7) > 0.3
     flow, few_samples, many_samples = normal(5, 2, 2, 6, 7), 0.5 * normal(3, 4, 9), 0.5 * normal(4, 9, 4)
-    return {
+    calls = {
         "regression_loss": [maps, [*maps, mask]],
         "ssim_distance": [maps],
         "reconstruction_loss": [maps, [*maps, mask]],
@@ -306,10 +290,6 @@ def example_calls():
         "variance_covariance_loss": [[0.5 * maps[0], 0.3, 0.7]],
         "vicreg_loss": [[few_samples, 0.9 * few_samples], [many_samples, 0.9 * many_samples]],
     }
-
-
-def test_each_function_gives_the_same_numbers_when_it_is_copied_alone_under_the_import_lines():
-    calls = example_calls()
     public = {name for name, value in inspect.getmembers(losses, inspect.isfunction) if value.__module__ == "losses"}
     assert public == calls.keys()
     imports = [x for x in ast.parse(inspect.getsource(losses)).body if isinstance(x, ast.Import | ast.ImportFrom)]
