@@ -416,12 +416,8 @@ def test_every_item_comes_once_per_pass_and_passes_and_seeds_have_orders_of_thei
     assert length < 15 or len(set(orders)) == 5
 
 
-def draw(item):
-    return torch.stack((item, torch.rand(())))
-
-
 def test_random_numbers_depend_on_seed_and_position_alone_and_the_callers_generator_stays_untouched():
-    dataset = TensorDataset(torch.arange(10.0))
+    dataset, draw = TensorDataset(torch.arange(10.0)), lambda item: torch.stack((item, torch.rand(())))
     items = data.SkipBadFiles(dataset, draw, seed=1)
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import assert_same_gradients, normal, raises_one_line
+from helpers import assert_same_gradients, cut_short, normal, raises_one_line
 from torch import nn
 
 from encoder import Expander, PointwiseLinear, build_encoder, torchvision_name
@@ -82,8 +82,7 @@ def test_gradients_reach_every_parameter_and_the_image(name):
     levels = encoder(x)
     sum((level * torch.randn_like(level)).sum() for level in levels).backward()
     for key, parameter in encoder.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
-        assert parameter.grad.abs().max() > 0, key
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
     assert torch.isfinite(x.grad).all() and (x.grad != 0).float().mean() > 0.9
 
 
@@ -191,12 +190,11 @@ def test_a_file_that_does_not_hold_the_network_gives_one_clear_line(content, tmp
         "missing entry": {key: value for key, value in state.items() if key != last},
         "wrong shape": state | {last: torch.zeros(3, 5)},
     }
+    file.write_text("not weights\n" if content == "text" else "")
     if content in objects:
         torch.save(objects[content], file)
-    else:
-        file.write_text("not weights\n" if content == "text" else "")
     if content == "truncated":
-        file.write_bytes(file.read_bytes()[:10_000])
+        cut_short(file)
     with raises_one_line(ValueError, f"{file}: not a torchvision state dict of resnet50"):
         build_encoder("resnet50", weights=file)
 
@@ -234,8 +232,6 @@ def test_the_expander_is_linear_batch_norm_and_relu_twice_and_then_linear_with_s
         expected = expected - expected.mean(dim=0)
         expected = (expected / (expected.square().mean(dim=0) + 1e-5).sqrt()).clamp(min=0)
     expected = expected @ layers[-1].weight.T
-    embeddings = expander(x)
-    assert embeddings.shape == (5, 7)
-    torch.testing.assert_close(embeddings, expected)
+    torch.testing.assert_close(expander(x), expected)
     other = 3 + torch.randn(5, 6, dtype=torch.float64)
     torch.testing.assert_close(expander(torch.cat((x, other)), views=2), torch.cat((expected, expander(other))))

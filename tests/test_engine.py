@@ -117,12 +117,7 @@ def test_a_run_that_continues_takes_back_the_lines_after_its_checkpoint_and_one_
         file.write('{"step": 2, "lo')
     with closing(Log(tmp_path, 2, 9)) as log:
         log.write(3, {"loss": 30.0})
-    assert lines(tmp_path) == [
-        {"step": 1, "loss": 1.0},
-        {"step": 2, "loss": 2.0},
-        {"step": 2, "bad_file": "a.png"},
-        {"step": 3, "loss": 30.0},
-    ]
+    assert [[*line.values()] for line in lines(tmp_path)] == [[1, 1.0], [2, 2.0], [2, "a.png"], [3, 30.0]]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
