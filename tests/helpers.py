@@ -425,19 +425,6 @@ def write_label_set(root, set_name, images=None):
     return root
 
 
-def write_coloured_camvid(root):
-    """CamVid of red, green and blue stripes whose class is their colour; some pixels are void, of random colours."""
-    colours = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
-    rng = np.random.default_rng(0)
-    for split, number in product(("train", "val"), range(6)):
-        labels = np.repeat(np.repeat(rng.integers(0, 3, (4, 5)), 16, axis=0), 16, axis=1).astype(np.uint8)
-        image = colours[labels] + rng.integers(0, 20, (64, 80, 3)).astype(np.uint8)
-        labels[:16, :16], image[:16, :16] = 11, rng.integers(0, 255, (16, 16, 3))
-        write_picture(root / split / f"{number}.png", image[..., ::-1])
-        write_picture(root / f"{split}annot" / f"{number}.png", labels)
-    return root
-
-
 def block(number=1, h=12, w=16):
     """A mask with one object."""
     mask = np.zeros((h, w), np.uint8)
@@ -470,49 +457,6 @@ def write_davis_lists(home, folder, files, **lists):
     for split, names in lists.items():
         lines = [row.format(name, i) for name in names for i in range(3)] if files else names
         (home / "ImageSets" / folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
-
-
-OBJECT_COLOURS = {1: (200, 60, 60), 2: (60, 180, 70), 3: (70, 80, 210), 7: (220, 210, 60)}
-
-
-def boxes(places):
-    """A mask with a box (top, left, height, width) for each number."""
-    mask = np.zeros((48, 64), np.uint8)
-    for number, (top, left, height, width) in places.items():
-        mask[top : top + height, left : left + width] = number
-    return mask
-
-
-def write_painted(home, name, masks, stored=None, noise=30.0):
-    """A sequence of frames that show `masks` (a colour for each number, on grey), of which `stored` lie there."""
-    frames = []
-    for index, mask in enumerate(masks):
-        frame = np.full((*mask.shape, 3), 120.0)
-        for number, colour in OBJECT_COLOURS.items():
-            frame[mask == number] = colour
-        frame += noise * np.random.default_rng(index).standard_normal(frame.shape)
-        frames.append(frame.clip(0, 255).astype(np.uint8))
-    write_sequence(home, name, masks if stored is None else stored, frames)
-
-
-def write_four_sequences(home):
-    """Two objects; numbers 1 and 3, a stranger and a missing mask; one object and void pixels; one that is damaged. The
-    ends mislead."""
-    runs = [boxes({1: (5 + t, 6 + 3 * t, 14, 13), 2: (23, 41 - 2 * t, 17, 15)}) for t in range(6)]
-    wrong_end = boxes({1: (0, 0, 48, 32), 2: (0, 32, 48, 32)})
-    write_painted(home, "apples", runs, [*runs[:5], wrong_end])
-    strangers = [{}, {}, {}, {7: (2, 45, 9, 9)}, {7: (2, 45, 9, 9)}]
-    runs = [boxes({3: (9, 8 + 2 * t, 18, 12), 1: (30 - t, 37, 11, 19)} | strangers[t]) for t in range(5)]
-    write_painted(home, "bikes", runs, [*runs[:2], None, *runs[3:]])
-    runs = [boxes({1: (12, 5 + 4 * t, 20, 17)}) for t in range(6)]
-    stored = [mask.copy() for mask in runs]
-    for t, mask in enumerate(stored):
-        mask[14:22, 10 + 4 * t : 30 + 4 * t] = 255
-        mask[40:, :20] = 255
-    write_painted(home, "cars", runs, stored)
-    write_painted(home, "dogs", runs)
-    cut_short(home / "Annotations/480p/dogs/00003.png")
-    write_davis_lists(home, "2017", False, val=["cars", "dogs", "apples", "bikes"])
 
 
 def texture(h, w, seed=0):
