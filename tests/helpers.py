@@ -107,7 +107,6 @@ def write_frames(folder, count, size=(80, 96), seed=0, name="{:03d}.png", first=
 def write_video(path, frames, codec="MJPG", rate=10.0):
     """A video file of uint8 (h, w, 3) frames, in OpenCV's order of colours. Returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frames = list(frames)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, frames[0].shape[1::-1])
     for frame in frames:
         writer.write(np.ascontiguousarray(frame))
@@ -484,8 +483,7 @@ def moving_video(steps, objects=2):
 
 def torchrun(processes, function, *arguments, restarts=0):
     """Runs a function in processes that torchrun's agent starts. They are forked from this one, which saves the import
-    of torch. Raises ChildFailedError if one fails.
-    """
+    of torch. Raises ChildFailedError if one fails."""
 
     def on_one_thread():
         torch.set_num_threads(1)  # the threads of this process, and OpenCV's, do not exist in a fork

@@ -27,21 +27,14 @@ TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validatio
 TINY += " --model.encoder resnet10_half --model.estimator-factor 0.125"
 
 
-def shrink_shapes(monkeypatch):
-    small = {"SHAPES_PAIRS": 1, "SHAPES_SIZE": 64, "SHAPES_VIDEOS": 1, "SHAPES_FRAMES": 3, "SHAPES_OBJECTS": 3}
-    for name, value in small.items():
-        monkeypatch.setattr(evaluate, name, value)
-
-
 def train_in_this_process(command, cwd):
     """Stands for subprocess.run, without the import of torch."""
     assert command[:2] == [sys.executable, "train.py"] and (cwd / "train.py").exists()
-    code = 0
     try:
         run_command(lambda: train.train(train.parse(list(map(str, command[2:])))))
+        return SimpleNamespace(returncode=0)
     except SystemExit as stop:
-        code = stop.code
-    return SimpleNamespace(returncode=code)
+        return SimpleNamespace(returncode=stop.code)
 
 
 def test_an_exported_program_estimates_the_flow_of_the_model_at_a_size_that_is_no_multiple_of_its_strides(tmp_path):
@@ -132,14 +125,12 @@ def test_every_name_in_a_table_or_figure_is_a_row():
     assert {name for names in selections for name in names} == set(ROWS)
 
 
-def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, monkeypatch, capsys):
+def test_rows_are_trained_and_measured_once_and_added_to_the_results(tmp_path, few_shapes, monkeypatch, capsys):
     monkeypatch.setattr(run, "ROWS", {name: ROWS[name] for name in ("random", "vicreg", "mcjepa")})
     monkeypatch.setattr(run, "TABLES", {"1": ("random", "mcjepa"), "11": ("mcjepa",)})
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=train_in_this_process))
-    shrink_shapes(monkeypatch)
     results, words = tmp_path / "results.jsonl", ["--steps", "2", "--seeds", "0", "--workers", "0", *TINY.split()]
-    words += ["--preset", "pocket"]
-    words += ["--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
+    words += ["--preset", "pocket", "--results", str(results), "--output-dir", str(tmp_path / "runs"), "--table"]
     run.main([*words, "1"])
     before = results.read_text()
     lines = [json.loads(line) for line in before.splitlines()]
@@ -168,8 +159,7 @@ def test_half_of_the_images_are_frames_of_the_videos(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"images", "mixed", "other"}
 
 
-def test_with_data_the_real_measures_are_taken_too(tmp_path, monkeypatch):
-    shrink_shapes(monkeypatch)
+def test_with_data_the_real_measures_are_taken_too(tmp_path, few_shapes, monkeypatch):
     write_middlebury(tmp_path / "Middlebury")
     write_davis(tmp_path / "DAVIS2016-240p", ["bear"], resolution="240p")
     write_label_set(tmp_path / "CamVid", "camvid")

@@ -87,6 +87,5 @@ def test_the_examples_run_and_the_first_prints_what_it_says(monkeypatch, capsys)
     torch.manual_seed(0)
     exec("".join(examples), names := {})
     assert names["flow"].shape == (1, 2, 64, 96) and len(names["pyramid"]) == 5
-    printed = [float(number) for number in re.findall(r"tensor\(([-\d.e]+)\)", capsys.readouterr().out)]
-    without_flow, with_flow, smoothness = printed
+    without_flow, with_flow, smoothness = map(float, re.findall(r"tensor\(([-\d.e]+)\)", capsys.readouterr().out))
     assert with_flow < 0.01 < 0.5 < without_flow and smoothness == 0

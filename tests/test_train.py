@@ -26,7 +26,6 @@ from engine import checkpoint, processes
 from engine.faults import run_command
 from mcjepa import MCJEPA, ModelConfig, load_model
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "pocket", "--workers", "0", "--crop", "64", "64", "--image-size", "32", "--video-batch", "2", "--image-batch", "4",
     "--model.estimator-factor", "0.125", "--model.expander", "16", "16", "16", "--validation-pairs", "1",
@@ -234,7 +233,7 @@ def test_a_compiled_run_of_two_processes_learns_the_same_and_continues_without_t
     # As a user types it, in new processes: without the checks of the annotations, which no compiler can follow.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += [tmp_path / "compiled.py", *TINY, *flags, 1, "--output-dir", tmp_path / "run", "--compile"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
     assert len(re.findall(r"graphs [1-9]", done.stdout)) == 2, done.stderr[-3000:]
     for name in ("run", "plain"):
