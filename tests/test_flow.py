@@ -66,6 +66,15 @@ def test_warp_equals_the_published_code_and_pads_with_the_border_by_default():
     close(warp(numbers["image"], numbers["flow"], padding="zeros"), numbers["warped_zeros"])
 
 
+def test_warping_a_translated_image_by_its_translation_restores_it():
+    """The scene moves 5 px to the right and 3 px up: the point p of frame t is found in frame t+1 at p + (5, -3)."""
+    scene = uniform(0, 1, 3, 40, 50)
+    frame_t, frame_t1 = scene[..., 10:30, 10:35], scene[..., 13:33, 5:30]
+    assert torch.equal(frame_t1[0, :, 7, 15], frame_t[0, :, 10, 10])
+    flow_t_to_t1 = constant_flow(5.0, -3.0, 1, 20, 25)
+    close(warp(frame_t1, flow_t_to_t1)[..., 3:, :20], frame_t[..., 3:, :20])
+
+
 @paddings
 def test_gradients_of_warp_are_finite_outside_and_on_pixels(padding):
     x = normal(0, 1, 2, 4, 5).requires_grad_()
