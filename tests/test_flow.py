@@ -70,7 +70,6 @@ def test_warping_a_translated_image_by_its_translation_restores_it():
     """The scene moves 5 px to the right and 3 px up: the point p of frame t is found in frame t+1 at p + (5, -3)."""
     scene = uniform(0, 1, 3, 40, 50)
     frame_t, frame_t1 = scene[..., 10:30, 10:35], scene[..., 13:33, 5:30]
-    assert torch.equal(frame_t1[0, :, 7, 15], frame_t[0, :, 10, 10])
     flow_t_to_t1 = constant_flow(5.0, -3.0, 1, 20, 25)
     close(warp(frame_t1, flow_t_to_t1)[..., 3:, :20], frame_t[..., 3:, :20])
 

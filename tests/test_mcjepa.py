@@ -205,10 +205,13 @@ def test_eq_6_takes_each_frame_alone_and_the_pooled_features_of_images_where_it_
 
 
 def test_deviations_are_over_the_positions_and_averaged_over_the_channels():
-    model, video = small_model(), pairs(2)
-    monitor = model(video=video).monitor
+    model, video, views = small_model(), pairs(2), pairs(4)
+    monitor = model(video=video, views=views).monitor
     for stride, level in zip(model.encoder.strides, model.encode(torch.cat(video)), strict=True):
         close(monitor[f"deviation/stride_{stride}"], level.std(dim=(0, 2, 3), correction=0).mean())
+    pooled = model.encode(torch.cat(views))[0].mean(dim=(2, 3))
+    close(monitor["deviation/pooled"], pooled.std(dim=0).mean())
+    close(monitor["deviation/embedding"], model.expander(pooled, views=2)[:4].std(dim=0).mean())
 
 
 # -------------------------------------------------------------------------------------------- numbers and gradients

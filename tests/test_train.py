@@ -193,7 +193,6 @@ def test_moments_of_another_memory_layout_are_the_same_numbers_when_a_run_contin
 
 
 def test_with_the_layout_of_a_gpu_gradients_lie_like_their_weights():
-    """Otherwise DDP copies each of them in every step, and warns."""
     model = MCJEPA(ModelConfig("convnext_tiny", 0.25, expander=(8,)))
     train.put_channels_last(model)
     weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 4}
