@@ -154,8 +154,8 @@ def swap_frames(x: Float[Tensor, "two_b ..."]) -> Float[Tensor, "two_b ..."]:
     return torch.cat(x.chunk(2)[::-1])
 
 
-def weights_per_pair(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Scales a mask to a mean of 1 in each pair, so that a masked mean over the batch is the mean over pairs.
+def weights_per_frame(mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Scales a mask to a mean of 1 in each frame, so that a masked mean over the batch is the mean over frames.
 
     Otherwise the loss would depend on how the pairs are spread over processes.
     """
@@ -297,7 +297,7 @@ class MCJEPA(nn.Module):
                 finest, coarsest = config.feature_strides
                 if not finest <= self.encoder.strides[level] <= coarsest:
                     continue
-                visible_l = weights_per_pair(F.adaptive_avg_pool2d(visible, features.shape[2:]))
+                visible_l = weights_per_frame(F.adaptive_avg_pool2d(visible, features.shape[2:]))
                 mask = {loss: visible_l for loss in config.masked}  # the others have none: every pixel counts
                 warped = warp(swap_frames(features), flow_l)  # W(X_t+1, f) of the README
                 regression.append(regression_loss(features, warped, mask.get("regression")))
@@ -340,9 +340,9 @@ class MCJEPA(nn.Module):
         config = self.loss_config
         warped = warp(swap_frames(images), flow)
         # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
-        inside = F.pad(weights_per_pair(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
+        inside = F.pad(weights_per_frame(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
         reconstruction = reconstruction_loss(
-            images, warped, weights_per_pair(visible), config.l1, config.l2, ssim=0.0
+            images, warped, weights_per_frame(visible), config.l1, config.l2, ssim=0.0
         ) + reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=config.ssim)
         options = config.edge_weight, config.smoothness_order, config.charbonnier
         smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, *options)

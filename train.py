@@ -270,13 +270,13 @@ class Source(NamedTuple):
 def make_plan(config: Config, videos: Source | None, images: Source | None) -> Plan:
     """The epochs of a configuration in steps.
 
-    An epoch is one pass over the images; without any, over the pairs, but no more than ImageNet would have: 100 passes
-    over MovingShapes, or over the paper's mix with its repeats, would be millions of steps.
+    An epoch is one pass over the images; without any, over the pairs, but no longer than the paper's: 100 passes over
+    MovingShapes, or over the paper's mix with its repeats, would be millions of steps.
     """
     source = images or videos
     one_pass = max(len(source.data) // source.batch, 1)
     if not images:
-        one_pass = min(one_pass, IMAGENET_SIZE // max(config.image_batch, 1))
+        one_pass = min(one_pass, IMAGENET_SIZE // PRESETS["paper"].image_batch)
     per_epoch = config.steps_per_epoch or one_pass
     total = config.epochs * per_epoch
     flow_start = round(first_flow_epoch(config) * per_epoch)

@@ -140,8 +140,8 @@ against {mjepa: Middlebury EPE} on Middlebury: lower in each seed, by about as m
         "With more weight of the flow, flow improves and content suffers (Figure 5 (3))",
         POCKET,
         """**The second holds; the first hardly** (one seed). With a gradients' ratio of 3 in place of 0.3 flow has
-{ratio_3: EPE} px in place of {mcjepa: EPE}, on Middlebury {ratio_3: Middlebury EPE} and {mcjepa: Middlebury EPE}. All
-content is worse: k-NN {ratio_3: CIFAR-10 k-NN, stride 32} in place of {mcjepa: CIFAR-10 k-NN, stride 32}%, ridge
+{ratio_3: EPE} px in place of {mcjepa: EPE}, on Middlebury {ratio_3: Middlebury EPE} and {mcjepa: Middlebury EPE}.
+Content is worse: k-NN {ratio_3: CIFAR-10 k-NN, stride 32} in place of {mcjepa: CIFAR-10 k-NN, stride 32}%, ridge
 regression {ratio_3: CIFAR-10 ridge, stride 32} and {mcjepa: CIFAR-10 ridge, stride 32}, J&F at stride 8
 {ratio_3: DAVIS 2016 J&F, 8} and {mcjepa: DAVIS 2016 J&F, 8}, with two strides {ratio_3: DAVIS 2016 J&F, 8+16} and
 {mcjepa: DAVIS 2016 J&F, 8+16}. Pilot 2, with a ratio of 1 and twice the estimator's

@@ -334,11 +334,12 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
         notes.append(f"no ImageSets/{year or '2017'}/{split}.txt: all {len(names)} sequences")
     if not names:
         raise FileNotFoundError(f"{listed or home / 'JPEGImages' / size}: no sequence in it")
+    may_be_white = not listed or listed.parent.name != "2017"  # the archives of both years have files of one name
     videos = []
     for name in names:
         folders = [home / kind / size / name for kind in ("JPEGImages", "Annotations")]
         try:
-            videos.append(_open_video(*folders, year))
+            videos.append(_open_video(*folders, year == "2016", may_be_white))
         except ValueError as error:
             if name == names[-1] and not videos:
                 raise
@@ -346,8 +347,8 @@ def find_masked_videos(root: Path, split: str = "val", year: str | None = None) 
     return videos, notes
 
 
-def _open_video(folder: Path, masks_folder: Path, year: str | None) -> ObjectVideo:
-    """A sequence of DAVIS. White masks (of 2016) show one object, number 1; `year` 2016 makes all objects one."""
+def _open_video(folder: Path, masks_folder: Path, one_object: bool, may_be_white: bool) -> ObjectVideo:
+    """A sequence of DAVIS. White masks (of 2016) show one object, number 1; `one_object` merges all objects."""
     paths = [path for path in find_files(folder) if path.parent == folder and is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
     if not paths:
@@ -364,9 +365,9 @@ def _open_video(folder: Path, masks_folder: Path, year: str | None) -> ObjectVid
         raise ValueError(f"{mask_paths[0]}: no object in the mask of the first frame; nothing can be followed")
     if VOID in numbers and len(numbers) > 20:
         raise ValueError(f"{mask_paths[0]}: {len(numbers)} shades of grey; a white mask must have hard edges")
-    white, one_object = numbers == {VOID}, year == "2016"
-    if white and year == "2017":
-        raise FileNotFoundError(f"{mask_paths[0]}: a mask of DAVIS 2016, whose files have these names too; unpack 2017")
+    white = numbers == {VOID}
+    if white and not may_be_white:
+        raise FileNotFoundError(f"{mask_paths[0]}: a mask of DAVIS 2016 in place of 2017's; unpack 2017 again")
 
     def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
         return load_labelled(paths[index], first)

@@ -977,5 +977,6 @@ def test_white_masks_show_one_object_number_1_and_davis_2016_merges_all_objects_
         for index, mask in enumerate(masks):
             void = (mask == VOID) & (masks is several)
             np.testing.assert_array_equal(video.masks(index), np.where(void, VOID, mask > 0))
+    helpers.write_davis_lists(tmp_path / "a", "2017", False, val=["bear"])
     with pytest.raises(FileNotFoundError, match="a mask of DAVIS 2016"):  # its archive replaces files of 2017's
-        video_of(tmp_path / "d", white, "2017", mode)
+        find_masked_videos(tmp_path / "a")
