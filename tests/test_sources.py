@@ -486,8 +486,7 @@ def test_the_pairs_of_a_split_with_secret_flow_are_those_of_torchvision(name, tm
 
 
 def test_two_years_of_kitti_in_one_folder_are_refused_since_the_flow_of_one_has_replaced_the_others(tmp_path):
-    for name in ("kitti2012", "kitti2015"):
-        write_benchmark(tmp_path, name)
+    write_benchmark(tmp_path, "kitti2012"), write_benchmark(tmp_path, "kitti2015")
     with raises_one_line(ValueError, tmp_path / "training", "unpack each to its own folder"):
         find_benchmark(tmp_path, "kitti2012")
 
