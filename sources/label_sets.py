@@ -271,7 +271,7 @@ def find_classes(root: Path, most: int, size: int | None = None) -> tuple[str, I
         for path in paths:
             image = load_image(path)
             images.append(F.resize(image, [size, size], antialias=True) if size else image)
-            if image.shape != images[0].shape and not size:
+            if images[-1].shape != images[0].shape:
                 raise ValueError(f"{path}: {size_text(image)}, unlike the first; give all one --size")
         parts.append(ImageClasses(torch.stack(images), torch.tensor([classes[label] for label in labels])))
     return root.resolve().name, *parts
