@@ -1,8 +1,8 @@
 """The losses of MC-JEPA (Bardes, Ponce, LeCun, 2023), Eqs. 2 to 6 and VICReg: one pure function each.
 
-Every function stands alone. Copy one, with the import lines below, into your own project and it works there.
-That is why a few lines (the covariance through the Gram matrix, the masked mean, SSIM) are repeated inside functions
-instead of being shared.
+Every function stands alone. Copy one, with the import lines below, into your own project and it works there (without
+jaxtyping if `from __future__ import annotations` stands in its place). That is why a few lines (the covariance through
+the Gram matrix, the masked mean, SSIM) are repeated inside functions instead of being shared.
 
 Conventions: images are RGB in [0, 1]; a flow has channel 0 = x to the right, channel 1 = y down; sums over pixels
 and channels are means, so that no coefficient but Eq. 4's depends on the resolution. Statistics need float32 or
@@ -30,18 +30,17 @@ def regression_loss(
     Args:
         features: those of the frame on whose grid the flow lives.
         warped: features of the other frame, warped by that flow.
-        mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts. Where it is 0, values must be finite.
 
     Returns:
         The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
-        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
+        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean, if not 0.)
     """
     squared = (features - warped).square()
     if mask is None:
         return squared.mean()
     weight = mask.to(squared.dtype)
-    total_weight = (weight.sum() * squared.shape[1]).clamp(min=torch.finfo(squared.dtype).tiny)
-    return (weight * squared).sum() / total_weight
+    return (weight * squared).mean() / weight.mean().clamp(min=torch.finfo(squared.dtype).tiny)
 
 
 def ssim_distance(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h-2 w-2"]:
@@ -96,7 +95,7 @@ def reconstruction_loss(
         pixel is valid.
 
     Raises:
-        ValueError: an image is smaller than SSIM's window, or holds integers.
+        ValueError: an image is smaller than SSIM's window, or holds integers (unless `ssim` is 0).
     """
     floats = image.is_floating_point() and warped.is_floating_point()
     if ssim and (min(*image.shape[2:], *warped.shape[2:]) < 3 or not floats):
@@ -107,8 +106,7 @@ def reconstruction_loss(
         if mask is None:
             return value.mean()
         weight = mask.to(value.dtype)
-        total_weight = (weight.sum() * value.shape[1]).clamp(min=torch.finfo(value.dtype).tiny)
-        return (weight * value).sum() / total_weight
+        return (weight * value).mean() / weight.mean().clamp(min=torch.finfo(value.dtype).tiny)
 
     difference = image - warped
     loss = difference.new_zeros(())
@@ -149,7 +147,7 @@ def smoothness_loss(
 
     Published coefficients, brought to this sum: ARFlow's function takes a quarter of it at order 1 and half of it at
     order 2, of the flow divided by min(h, w) (75 at order 2 for KITTI becomes 37.5, 50 at order 1 for Sintel 12.5).
-    UFlow's takes half of it, of the flow at stride 4 in pixels of that size, with `charbonnier` 0.001.
+    UFlow's takes half of it at order 1, of the flow at stride 4 in pixels of that size, with `charbonnier` 0.001.
 
     Args:
         flow: the caller scales it; divided by min(h, w) for the coefficients of this project and of ARFlow.
@@ -185,25 +183,24 @@ def cycle_consistency_loss(
     Args:
         features: those of one frame.
         cycled: the same features, warped by the flow of one direction and then by the flow of the other.
-        mask: bool, or weights >= 0 of the pixels; without it every pixel counts.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts. Where it is 0, values must be finite.
 
     Returns:
         The mean of the squared difference over the valid pixels of the whole batch and all channels; 0 if no pixel is
-        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean.)
+        valid. (For the mean over pairs of the mean of each, divide the mask of each pair by its mean, if not 0.)
     """
     squared = (features - cycled).square()
     if mask is None:
         return squared.mean()
     weight = mask.to(squared.dtype)
-    total_weight = (weight.sum() * squared.shape[1]).clamp(min=torch.finfo(squared.dtype).tiny)
-    return (weight * squared).sum() / total_weight
+    return (weight * squared).mean() / weight.mean().clamp(min=torch.finfo(squared.dtype).tiny)
 
 
 def variance_loss(x: Float[Tensor, "n d"], gamma: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
     """The variance term of VICReg: mean over the variables of max(0, gamma - sqrt(var + eps)), var unbiased.
 
     Args:
-        x: n samples of d variables.
+        x: n samples of d variables, in float32 or float64, outside of autocast.
         gamma: the standard deviation above which each variable is held.
         eps: keeps the root differentiable where a variable is constant.
 
@@ -222,7 +219,7 @@ def covariance_loss(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     is the variance, so the sum is ||XX'||^2 / (n - 1)^2 - sum(var^2), at a cost of O(min(n, d) n d).
 
     Args:
-        x: n samples of d variables.
+        x: n samples of d variables, in float32 or float64, outside of autocast.
 
     Raises:
         ValueError: there are fewer than two samples.
@@ -231,9 +228,10 @@ def covariance_loss(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     if n < 2:
         raise ValueError(f"covariance_loss: needs at least 2 samples, got {n}")
     x = x - x.mean(dim=0)
-    product = x @ x.T if n < d else x.T @ x
+    if n >= d:
+        return (x.T @ x / (n - 1)).fill_diagonal_(0).square().sum() / d
     variance = x.square().sum(dim=0) / (n - 1)
-    return ((product / (n - 1)).square().sum() - variance.square().sum()) / d
+    return ((x @ x.T / (n - 1)).square().sum() - variance.square().sum()) / d
 
 
 def variance_covariance_loss(
@@ -247,11 +245,12 @@ def variance_covariance_loss(
     The b * h * w positions are the samples, the channels are the variables.
 
     Args:
-        features: those of one level, both frames stacked along b.
+        features: those of one level, both frames stacked along b, in float32 or float64, outside of autocast.
         variance_weight, covariance_weight: the level's coefficients; with a covariance_weight of 0 the covariance, the
             costly part, is not computed.
-        sum_over_processes: sums a tensor over all processes, with gradients; then the statistics are those of all
-            processes' positions. (Only moments are sent: 3 MB for ConvNeXt-T, in place of 45 MB of features.)
+        sum_over_processes: sums a tensor over all processes, and so does its backward pass, which DDP's mean makes up
+            for; then the statistics are those of all processes' positions. (Only moments are sent: 3 MB for
+            ConvNeXt-T, in place of 45 MB of features.)
 
     Returns:
         variance_weight * variance term + covariance_weight * covariance term.
@@ -273,11 +272,11 @@ def variance_covariance_loss(
     loss = variance_weight * F.relu(1 - torch.sqrt(variance + 1e-4)).mean()
     if covariance_weight:
         x = features.permute(0, 2, 3, 1).flatten(0, 2) - mean
-        gram = sum_over_processes is None and n < d  # the same sum of squares; see `covariance_loss`
-        product = x @ x.T if gram else x.T @ x
-        if sum_over_processes is not None:
-            product = sum_over_processes(product)
-        off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()
+        if sum_over_processes is None and n < d:  # the same sum of squares; see `covariance_loss`
+            off_diagonal = (x @ x.T / (n - 1)).square().sum() - variance.square().sum()
+        else:
+            product = x.T @ x if sum_over_processes is None else sum_over_processes(x.T @ x)
+            off_diagonal = (product / (n - 1)).fill_diagonal_(0).square().sum()
         loss = loss + covariance_weight * off_diagonal / d
     return loss
 
@@ -291,7 +290,7 @@ def vicreg_loss(
     views, and the covariance term is summed over them. With several processes, gather x and y with gradients first.
 
     Args:
-        x, y: n embeddings of d dimensions, row i of both from the same image.
+        x, y: n embeddings of d dimensions, row i of both from the same image; float32 or float64, outside of autocast.
 
     Returns:
         The tuple (invariance, variance, covariance), unweighted.
@@ -308,7 +307,9 @@ def vicreg_loss(
         variance = z.square().sum(dim=0) / (n - 1)
         # Each deviation is held at 1 or more; 1e-4 keeps the root differentiable.
         variance_term = variance_term + F.relu(1 - torch.sqrt(variance + 1e-4)).mean() / 2
-        product = z @ z.T if n < d else z.T @ z  # the same sum of squares; see `covariance_loss`
-        off_diagonal = (product / (n - 1)).square().sum() - variance.square().sum()
+        if n < d:  # the same sum of squares; see `covariance_loss`
+            off_diagonal = (z @ z.T / (n - 1)).square().sum() - variance.square().sum()
+        else:
+            off_diagonal = (z.T @ z / (n - 1)).fill_diagonal_(0).square().sum()
         covariance_term = covariance_term + off_diagonal / d
     return F.mse_loss(x, y), variance_term, covariance_term

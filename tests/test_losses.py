@@ -100,11 +100,16 @@ def test_squared_difference_losses_send_gradients_to_both_maps_through_visible_p
 
 
 @pytest.mark.parametrize("name", ["regression_loss", "cycle_consistency_loss", "reconstruction_loss"])
-def test_a_mask_without_a_valid_pixel_gives_zero_and_zero_gradients(name):
+def test_a_mask_of_zeros_gives_zero_and_zero_gradients_and_one_of_ones_in_any_fitting_shape_changes_nothing(name):
     x, y = uniform(0, 2, 3, 5, 6).requires_grad_(), uniform(1, 2, 3, 5, 6).requires_grad_()
-    value = getattr(losses, name)(x, y, torch.zeros(2, 1, 5, 6, dtype=torch.bool))
+    loss = inspect.unwrap(getattr(losses, name))  # without the checks of the annotations, as for users
+    value = loss(x, y, torch.zeros(2, 1, 5, 6, dtype=torch.bool))
     value.backward()
     assert value == 0 and (x.grad == 0).all() and (y.grad == 0).all()
+    for shape in ((1, 1, 5, 6), (5, 6)) if name != "reconstruction_loss" else ():  # a mean inside it checks its own
+        close(loss(x, y, torch.ones(shape)), loss(x, y))
+    x, y = uniform(0, 1, 3, 256, 256).half(), uniform(1, 1, 3, 256, 256).half()  # their sum is beyond the type's range
+    close(loss(x, y, torch.ones(1, 1, 256, 256)), loss(x, y), 1e-3)
 
 
 # ------------------------------------------------------------------------------------------- Eq. 3: reconstruction
@@ -223,12 +228,15 @@ def test_variance_and_covariance_equal_those_of_numpy_however_many_samples_there
     close(losses.covariance_loss(x), covariance_by_numpy(x), 1e-9)
 
 
-def test_covariance_is_exact_in_float32_with_many_variables_and_few_samples():
-    """The diagonal is subtracted from a sum over all d x d entries: the difference must survive in float32."""
-    x = normal(0, 24, 1024)
-    value = losses.covariance_loss(x.float())
-    assert value.dtype == torch.float32
-    close(value, covariance_by_numpy(x), 1e-4)
+def test_covariance_is_exact_in_float32_with_few_samples_and_beside_a_variable_that_outweighs_all_others():
+    """Where n < d the diagonal is subtracted from a sum over all entries; elsewhere that would leave only noise."""
+    for x in (normal(0, 24, 1024), normal(0, 512, 8) * torch.tensor([1000, *[1] * 7])):
+        expected, x = covariance_by_numpy(x), x.float()
+        terms = [losses.covariance_loss(x), losses.vicreg_loss(x, x)[2] / 2]
+        terms += [losses.variance_covariance_loss(x.T[None, :, :, None], 0.0, 1.0, add) for add in (None, torch.clone)]
+        for term in terms:
+            assert term.dtype == torch.float32
+            close(term, expected, 1e-4)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.01, 0.04)])
