@@ -5,7 +5,7 @@ for VICReg. `FlowAugmentation` and `TwoViews` augment them. `make_loader` batche
 the same whatever the number of workers or the first step. The paper's data sets and MovingShapes are in sources/.
 
     loader = make_loader(VideoPairs("clips", transform=FlowAugmentation((128, 128))), None, batch_size=8)
-    image_1, image_2 = next(iter(loader))  # each uint8 (8, 3, 128, 128); floats are made where they are needed
+    (image_1, image_2), _ = next(iter(loader))  # each uint8 (8, 3, 128, 128); floats are made where they are needed
 """
 
 import io
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import count, islice
 from multiprocessing import parent_process
 from pathlib import Path
@@ -501,12 +501,12 @@ class ShardedStream(Sampler):
 class SkipBadFiles(Dataset):
     """Reads `dataset[index]` and transforms it: the key (position, index) gives (item, sentences about bad files).
 
-    The next item replaces one that cannot be read. More than `allowed` bad ones raise ValueError; if it is None, the
-    first raises BadFile. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the
-    process, and its generator on the CPU keeps its state. The transform takes an image, or the two images of a pair.
+    The next item replaces one that cannot be read. More than `allowed` bad ones raise ValueError, and so do items that
+    are all bad. torch's random numbers depend on (seed, position) alone, neither on the worker nor on the process, and
+    its generator on the CPU keeps its state. The transform takes an image, or the two images of a pair.
     """
 
-    def __init__(self, dataset: Dataset, transform: Transform | None, seed: int, allowed: int | None = None):
+    def __init__(self, dataset: Dataset, transform: Transform | None, seed: int, allowed: int = 0):
         self.dataset, self.transform, self.seed, self.allowed = dataset, transform, seed, allowed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[str]]:
@@ -521,20 +521,15 @@ class SkipBadFiles(Dataset):
                         item = self.transform(*item) if isinstance(item, tuple) else self.transform(item)
                 return item, faults
             except BadFile as error:
-                if self.allowed is None:
-                    raise
                 faults.append(str(error))
-                if len(faults) == len(self.dataset):
-                    raise ValueError(f"none of {self.dataset.file_count} files can be used: {faults[0]}") from error
-                if len(set(faults)) > self.allowed:
+                if len(set(faults)) > self.allowed or len(faults) == len(self.dataset):
                     counts = f"{len(set(faults))} of {self.dataset.file_count} files cannot be used"
                     raise ValueError(f"{counts}, and --bad-files allows {self.allowed}: {faults[0]}") from error
                 index = (index + 1) % len(self.dataset)
 
 
-def _collate(items: list[tuple[Any, list[str]]], with_faults: bool) -> Any:
-    batch, faults = default_collate([item for item, _ in items]), [fault for _, faults in items for fault in faults]
-    return (batch, faults) if with_faults else batch
+def _collate(items: list[tuple[Any, list[str]]]) -> tuple[Any, list[str]]:
+    return default_collate([item for item, _ in items]), [fault for _, faults in items for fault in faults]
 
 
 def _start_worker(worker: int) -> None:
@@ -561,18 +556,18 @@ def make_loader(
     batch_size: int,
     stream: Stream = Stream(),
     workers: int = 0,
-    allowed_bad_files: int | None = None,
+    allowed_bad_files: int = 0,
 ) -> DataLoader:
     """An endless loader of this process's batches of `batch_size`, from the stream's start step on.
 
-    The same seed gives the same batches whatever the number of workers. With `allowed_bad_files`, the next item takes
-    the place of an unreadable one, and a batch becomes (batch, sentences about the faults).
+    It gives (batch, sentences about bad files), the same for a seed whatever the number of workers. The next item takes
+    the place of an unreadable one.
     """
     return DataLoader(
         SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files),
         batch_size,
         sampler=ShardedStream(len(dataset), batch_size, stream, getattr(dataset, "order", None)),  # a Mix has its own
-        collate_fn=partial(_collate, with_faults=allowed_bad_files is not None),
+        collate_fn=_collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,

@@ -9,7 +9,6 @@ ceil(h / s) x ceil(w / s).
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -50,7 +49,7 @@ def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h
             raise ValueError(f"mode {images.mode}, 16 or 32 bits: scale the image to [0, 1] and give it as an array")
         images = np.array((PIL.ImageOps.exif_transpose(images) if is_path else images).convert("RGB"))
     if isinstance(images, np.ndarray) and images.ndim == 3:
-        images = torch.from_numpy(np.ascontiguousarray(images)).permute(2, 0, 1)
+        images = torch.from_numpy(np.array(images)).permute(2, 0, 1)  # a copy: PIL's are not writable
     if not isinstance(images, Tensor) or images.ndim not in (3, 4) or images.shape[-3] != 3:
         seen = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}"
         raise ValueError(f"{seen}: images are tensors (b, 3, h, w) or (3, h, w), arrays (h, w, 3), PIL images or paths")
@@ -100,12 +99,9 @@ class ConvNeXtPyramid(nn.Module):
         super().__init__()
         # In torchvision's order, so that its keys fit: stem, stage, then downsample and stage three times.
         self.features = torchvision.models.convnext_tiny(weights=None, stochastic_depth_prob=0.0).features
-        for parent in [*self.features.modules()]:
-            for name, layer in parent.named_children():
-                if type(layer) is nn.Linear:  # on "meta" no weights are drawn; it takes those of the layer
-                    pointwise = PointwiseLinear(layer.in_features, layer.out_features, device="meta")
-                    pointwise.weight, pointwise.bias = layer.weight, layer.bias
-                    setattr(parent, name, pointwise)
+        for layer in self.features.modules():
+            if type(layer) is nn.Linear:
+                layer.__class__ = PointwiseLinear  # the same layer, computed in another way
         self.features[0] = nn.ModuleList(
             nn.Sequential(nn.Conv2d(n_in, n_out, 2, 2), LayerNorm2d(n_out, eps=1e-6))
             for n_in, n_out in ((3, 48), (48, 48), (48, 96))
@@ -232,17 +228,10 @@ EncoderName = Literal[tuple(ENCODERS)]
 
 
 def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
-    """One of ENCODERS, with random weights or with the backbone of a torchvision state dict.
+    """One of ENCODERS: from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid.
 
-    Args:
-        weights: a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`).
-
-    Returns:
-        A module from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid.
-
-    Raises:
-        ValueError: for an unknown name, or a file that does not hold that network.
-        FileNotFoundError: if there is no such file.
+    `weights` is a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`),
+    else they are random. ValueError for an unknown name, or a file that does not hold that network.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")
@@ -251,8 +240,6 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
         return encoder
     if not hasattr(encoder, "load_torchvision"):
         raise ValueError(f"{weights}: torchvision has no backbone for the encoder {name!r}; leave the weights out")
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such file of backbone weights")
     try:
         encoder.load_torchvision(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises half a dozen kinds for a file that is not one of its own
@@ -263,15 +250,6 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def torchvision_name(state: dict[str, Tensor]) -> str | None:
-    """The name of the encoder that a state dict of torchvision fits, in names and shapes; None if it fits none."""
-    for name, kind in ENCODERS.items():
-        with suppress(AttributeError, RuntimeError):  # torchvision has no such network, or this is another one
-            kind().load_torchvision(state)
-            return name
-    return None
 
 
 class Expander(nn.Sequential):
@@ -309,11 +287,7 @@ def several_processes() -> bool:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all processes. Its gradient is summed too, since every process computes a loss from the sum.
-
-    `torch.distributed.nn.functional` has this as well, but deprecated, and its successor lacks the gradient in some
-    versions of torch.
-    """
+    """As in `torch.distributed.nn.functional`, where it is deprecated; its successor has no gradient in some torch."""
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -44,6 +44,7 @@ from jaxtyping import Bool, Float, Int64, Integer, Shaped, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim.swa_utils import update_bn
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import flow_to_image, make_grid
 from tqdm import tqdm
@@ -55,7 +56,7 @@ from engine.faults import check_numbers, one_line, run_command
 from engine.log import Log, versions, write_picture
 from engine.processes import own_device
 from flow import forward_backward_mask, warp
-from mcjepa import MCJEPA, EncoderName, ModelConfig, load_checkpoint, load_model, pad_to_multiple
+from mcjepa import MCJEPA, EncoderName, ModelConfig, as_batch, load_checkpoint, load_model, pad_to_multiple
 from sources import MissingSet, flow_benchmarks, label_sets, read_table
 from sources.flow_benchmarks import FlowFiles, FlowPair, known_flow
 from sources.label_sets import PALETTE, VOID, ImageClasses, LabelledImages, ObjectVideo
@@ -269,19 +270,12 @@ def feature_method(config: Config, strides: Sequence[int]) -> tuple[FeatureMetho
     return features, model, config
 
 
-@torch.no_grad()
 def estimate_batch_norms(model: MCJEPA, batches: Iterable[Shaped[Tensor, "_ 3 _ _"]]) -> None:
     """The statistics of the encoder's batch norms, if it has any, become their means over these batches of images."""
-    norms = [each for each in model.encoder.modules() if isinstance(each, BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train().momentum = None  # a cumulative average
-        norm.forward = partial(BatchNorm.forward, norm)  # of this process alone: the others may not measure
-    for batch in batches if norms else ():
-        model.encode(batch)
-    for norm in norms:
-        norm.eval()
-        del norm.forward
+    for norm in model.encoder.modules():
+        if isinstance(norm, BatchNorm):
+            norm.forward = partial(BatchNorm.forward, norm)  # of this process alone: the others may not measure
+    update_bn(((as_batch(batch, model.mean) - model.mean) / model.std for batch in batches), model.encoder)
 
 
 # ----------------------------------------------------------------------------------------- items, pictures and reports
@@ -434,16 +428,12 @@ def model_flow(model: MCJEPA) -> FlowMethod:
 def dis_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
     """OpenCV's DIS (Kroeger et al. 2016) on 8-bit grey images; it learns nothing.
 
-    Preset "medium": on four Middlebury scenes it errs by 0.39 px, OpenCV's default "fast" by 0.60 px. OpenCV crashes on
-    sides below 16 px, so those are padded with the nearest pixels.
+    Preset "medium": on four Middlebury scenes it errs by 0.39 px, OpenCV's default "fast" by 0.60 px.
     """
-    h, w = image_1.shape[2:]
-    grey = []
-    for image in (image_1, image_2):
-        padded = F.pad(image, (0, max(16 - w, 0), 0, max(16 - h, 0)), mode="replicate")
-        grey.append(cv2.cvtColor(to_uint8(padded[0]).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY))
+    colour = (to_uint8(image[0]).permute(1, 2, 0).numpy() for image in (image_1, image_2))
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colour]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    return torch.from_numpy(flow).permute(2, 0, 1)[None, :, :h, :w]
+    return torch.from_numpy(flow).permute(2, 0, 1)[None]
 
 
 BASELINES: dict[str, FlowMethod] = {"zero": lambda image_1, image_2: torch.zeros_like(image_1[:, :2]), "dis": dis_flow}
@@ -813,8 +803,6 @@ def train_segmenter(
     checkpoint, warnings = newest_checkpoint(config.output_dir, load_checkpoint)
     print("".join(f"{warning}\n" for warning in warnings), end="")
     if checkpoint:
-        if warnings:  # the next save would move the damaged file over the good checkpoint.1.pt
-            path.replace(path.with_name("damaged-checkpoint.pt"))
         may_differ = ("output_dir", "workers", "pictures", "data_root", "model")  # the weights say which model it is
         check_same_run(path, checkpoint["config"], settings, may_differ)
         learns.load_state_dict(checkpoint["model"])
@@ -1161,7 +1149,7 @@ def find_views(model: MCJEPA, count: int, size: int, smallest_crop: float) -> fl
     By the pooled features of the coarsest level, from which VICReg learns.
     """
     images = ShapeImages(count, (max(size, 128), max(size, 128)), seed=UNSEEN_SEED)
-    views = next(iter(make_loader(images, TwoViews(size, smallest_crop), count)))
+    views, _ = next(iter(make_loader(images, TwoViews(size, smallest_crop), count)))
     known, queries = map(F.normalize, next(iter(compared_levels(model, views).values())))
     return ((queries @ known.T).argmax(dim=1) == torch.arange(count)).float().mean().item()
 
@@ -1329,7 +1317,7 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
 def main() -> None:
     """The command line: a subcommand for each evaluation."""
     # Broken files are reported in our words, not in OpenCV's.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     commands = {"flow": run_flow, "segmentation": run_segmentation, "video": run_video, "knn": run_knn}
     commands |= {"features": run_features, "table1": run_table1}
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__.splitlines()[0]))

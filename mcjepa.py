@@ -12,6 +12,7 @@ model = load_model("runs/pocket/checkpoint.pt")         # a model that train.py 
 import json
 import zipfile
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,28 +23,10 @@ from jaxtyping import Bool, Float
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from encoder import (
-    EncoderName,
-    Expander,
-    Images,
-    as_batch,
-    build_encoder,
-    first_line,
-    gather,
-    pad_to_multiple,
-    several_processes,
-    sum_over_processes,
-    torchvision_name,
-)
+import encoder
+import losses
+from encoder import EncoderName, Images, as_batch, pad_to_multiple
 from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, range_map, resize_flow, warp
-from losses import (
-    cycle_consistency_loss,
-    reconstruction_loss,
-    regression_loss,
-    smoothness_loss,
-    variance_covariance_loss,
-    vicreg_loss,
-)
 
 SHIPPED = {"small": Path(__file__).parent / "assets" / "mcjepa-small.safetensors"}
 """Trained weights that come with the code, by name (assets/README.md has their card)."""
@@ -140,8 +123,8 @@ Monitor = dict[str, Float[Tensor, ""]]
 
 def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_weight: float) -> Float[Tensor, ""]:
     """Eq. 6 of one level, with the statistics of all processes' positions."""
-    add = sum_over_processes if several_processes() else None
-    return variance_covariance_loss(features, variance_weight, covariance_weight, sum_over_processes=add)
+    add = encoder.sum_over_processes if encoder.several_processes() else None
+    return losses.variance_covariance_loss(features, variance_weight, covariance_weight, sum_over_processes=add)
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -178,7 +161,7 @@ class MCJEPA(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.loss_config, self.encoder_is_frozen = config, loss_config, False
-        self.encoder = build_encoder(config.encoder, backbone_weights)
+        self.encoder = encoder.build_encoder(config.encoder, backbone_weights)
         channels, strides = self.encoder.channels, self.encoder.strides
         for name, weights in (("variance", loss_config.variance), ("covariance", loss_config.covariance)):
             if task != "vicreg" and len(weights) < len(channels):
@@ -190,7 +173,7 @@ class MCJEPA(nn.Module):
         if task != "vicreg":
             shape = channels, strides, config.estimator_factor, config.estimator_norm, config.correlation_radius
             self.estimator = FlowEstimator(*shape, clip=config.flow_clip, unit=config.estimator_unit)
-        self.expander = Expander(channels[0], config.expander) if task != "mjepa" else None
+        self.expander = encoder.Expander(channels[0], config.expander) if task != "mjepa" else None
         self.register_buffer("flow_balance", torch.tensor(loss_config.flow_balance))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -290,19 +273,21 @@ class MCJEPA(nn.Module):
             flow = resize_flow(flows[-1], images.shape[2:])
             visible, visible_share = self._visible(flow, masks)
             regression, cycle, variance_covariance = [], [], []
-            for level, (features, flow_l) in enumerate(zip(pyramid, self._level_flows(flows, pyramid), strict=True)):
+            warping = [torch.zeros_like(flows[0]), *flows] if config.level_flow == "entering" else flows
+            for level, features in enumerate(pyramid):
                 weights = config.variance[level], config.covariance[level]
                 samples = features.chunk(2) if config.each_frame else [features]
                 variance_covariance += [eq_6(frames, *weights) / len(samples) for frames in samples]
                 finest, coarsest = config.feature_strides
                 if not finest <= self.encoder.strides[level] <= coarsest:
                     continue
+                flow_l = resize_flow(warping[min(level, len(warping) - 1)], features.shape[2:])  # stride 2: that of 4
                 visible_l = weights_per_frame(F.adaptive_avg_pool2d(visible, features.shape[2:]))
                 mask = {loss: visible_l for loss in config.masked}  # the others have none: every pixel counts
                 warped = warp(swap_frames(features), flow_l)  # W(X_t+1, f) of the README
-                regression.append(regression_loss(features, warped, mask.get("regression")))
+                regression.append(losses.regression_loss(features, warped, mask.get("regression")))
                 cycled = warp(swap_frames(warped), flow_l)  # W(W(X_t, b), f): swapped, these are W(X_t, b)
-                cycle.append(cycle_consistency_loss(features, cycled, mask.get("cycle")))
+                cycle.append(losses.cycle_consistency_loss(features, cycled, mask.get("cycle")))
             if "reconstruction" not in config.masked:
                 visible = torch.ones_like(visible)
             reconstruction, smoothness = self._image_losses(images, flow, visible)
@@ -322,14 +307,6 @@ class MCJEPA(nn.Module):
         monitor |= {"visible": visible_share, "flow_length": torch.hypot(*flow.detach().unbind(dim=1)).mean()}
         return terms, monitor
 
-    def _level_flows(
-        self, flows: list[Float[Tensor, "two_b 2 _ _"]], pyramid: list[Float[Tensor, "two_b _ _ _"]]
-    ) -> list[Float[Tensor, "two_b 2 _ _"]]:
-        """The flow that warps each level in Eqs. 2 and 5, at its size; stride 2 takes the last, of stride 4."""
-        if self.loss_config.level_flow == "entering":
-            flows = [torch.zeros_like(flows[0]), *flows]
-        return [resize_flow(flows[min(i, len(flows) - 1)], level.shape[2:]) for i, level in enumerate(pyramid)]
-
     def _image_losses(
         self,
         images: Float[Tensor, "two_b 3 h w"],
@@ -341,11 +318,11 @@ class MCJEPA(nn.Module):
         warped = warp(swap_frames(images), flow)
         # SSIM has no value on the outermost ring: its weights need their mean of 1 per pair without that ring.
         inside = F.pad(weights_per_frame(visible[..., 1:-1, 1:-1]), (1, 1, 1, 1))
-        reconstruction = reconstruction_loss(
+        reconstruction = losses.reconstruction_loss(
             images, warped, weights_per_frame(visible), config.l1, config.l2, ssim=0.0
-        ) + reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=config.ssim)
+        ) + losses.reconstruction_loss(images, warped, inside, l1=0.0, l2=0.0, ssim=config.ssim)
         options = config.edge_weight, config.smoothness_order, config.charbonnier
-        smoothness = smoothness_loss(flow / min(flow.shape[2:]), images, *options)
+        smoothness = losses.smoothness_loss(flow / min(flow.shape[2:]), images, *options)
         return reconstruction, smoothness
 
     def _coarse_image_losses(
@@ -385,8 +362,8 @@ class MCJEPA(nn.Module):
         config, pooled = self.loss_config, self._encode(views)[0].mean(dim=(2, 3))
         x, y = at_least_float32(self.expander(pooled, views=2)).chunk(2)
         with torch.autocast(pooled.device.type, enabled=False):
-            x, y = gather(x), gather(y)
-            invariance, variance, covariance = vicreg_loss(x, y)
+            x, y = encoder.gather(x), encoder.gather(y)
+            invariance, variance, covariance = losses.vicreg_loss(x, y)
             terms = {
                 "vicreg_invariance": (invariance, config.vicreg_invariance),
                 "vicreg_variance": (variance, config.vicreg_variance),
@@ -425,7 +402,7 @@ def load_checkpoint(path: str | Path, parts: Collection[str] = ("model", "config
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises half a dozen kinds for a file that is not one of its own
         # torch's advice would run the file's code.
-        reason = "no file of tensors" if "weights_only" in str(error) else first_line(error)
+        reason = "no file of tensors" if "weights_only" in str(error) else encoder.first_line(error)
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason}); use another") from error
     if not isinstance(content, dict) or not {*parts} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py, which holds model, config and step")
@@ -463,12 +440,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
     """
     checkpoint = load_checkpoint(path, parts=())
     if not {"model", "config"} <= checkpoint.keys():
-        encoder = torchvision_name(checkpoint)
-        if encoder is None:
-            raise ValueError(f"{path}: neither a checkpoint of train.py nor torchvision's weights of an encoder")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
-            return MCJEPA(ModelConfig(encoder, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
+        for name in encoder.ENCODERS:
+            with suppress(ValueError), torch.random.fork_rng(devices=[]):  # of an encoder that the file does not fit
+                torch.default_generator.manual_seed(0)  # the file has no weights for our ConvNeXt's stem
+                return MCJEPA(ModelConfig(name, expander=(1,)), task="vicreg", backbone_weights=path).eval().to(device)
+        raise ValueError(f"{path}: neither a checkpoint of train.py nor torchvision's weights of an encoder")
     try:
         settings, weights = checkpoint["config"], checkpoint["model"]
         model_config, loss_config = (
@@ -482,5 +458,5 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> MCJEPA:
         model.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         instead = "not a model of this version of train.py, or a head of evaluate.py segmentation"
-        raise ValueError(f"{path}: {instead} ({first_line(error)})") from error
+        raise ValueError(f"{path}: {instead} ({encoder.first_line(error)})") from error
     return model.eval().to(device)

@@ -4,7 +4,7 @@
     python train.py small                                              # hours, or minutes on a GPU with --workers 8
     torchrun --nproc_per_node=8 train.py --flow-start-epoch 10         # the paper's recipe, where it is known
     torchrun --nproc_per_node=8 train.py --data-root DATA              # on the paper's data sets
-    python train.py pocket --task mjepa --video-dir MY_CLIP            # flow only, on your own clip
+    python train.py pocket --task mjepa --video-dir MY_CLIP --output-dir runs/my_clip  # flow only, on your own clip
     python train.py runs/pocket/config.json --output-dir runs/again    # the same run once more
 
 The first word may name a preset (paper, small, pocket) or the config.json of a run; every flag overrides it. A run
@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import tyro
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -195,8 +195,6 @@ def check(config: Config) -> None:
         "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
         "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
         "--smallest-crop is a share of an image's area, up to 1": not 0 < config.smallest_crop <= 1,
-        "--shapes-motion is a share of the side, up to 1, and a power above 0": config.shapes_motion[0] > 1
-        or config.shapes_motion[1] == 0,
         "--output-dir lies in --video-dir or --image-dir, whose images it would add to: name another": any(
             folder and config.output_dir.resolve().is_relative_to(folder.resolve())
             for folder in (config.video_dir, config.image_dir)
@@ -310,13 +308,9 @@ def batches(
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)
     workers = config.workers if source.kind == "images" else min(config.workers, 2)
     for pair, faults in make_loader(source.data, source.transform, share, stream, workers, allowed):
-        images = tuple(as_floats(x.to(device, non_blocking=True)) for x in pair)
+        # Bytes until they are on the GPU: a quarter of what loaders share and copy.
+        images = tuple(to_dtype(x.to(device, non_blocking=True), torch.float32, scale=True) for x in pair)
         yield images, [(source.kind, fault) for fault in faults]
-
-
-def as_floats(x: Shaped[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Bytes to [0, 1]. Images stay bytes until they are on the GPU: a quarter of what loaders share and copy."""
-    return to_dtype(x, torch.float32, scale=True)
 
 
 def open_sources(config: Config) -> tuple[Source | None, Source | None]:
@@ -537,7 +531,7 @@ def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, 
         return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in shapes_pairs(3, config.crop)]
     readable = SkipBadFiles(videos.data, videos.transform, config.seed, allowed_bad_files(config, videos))
     # (position, index): the position is the seed of the crop, so that every epoch draws the same ones.
-    return [(*map(as_floats, readable[(i, i * len(videos.data) // 3)][0]), None) for i in range(3)]
+    return [(*(frame / 255 for frame in readable[(i, i * len(videos.data) // 3)][0]), None) for i in range(3)]
 
 
 @lru_cache(maxsize=1)

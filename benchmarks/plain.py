@@ -87,7 +87,7 @@ class PlainMCJEPA(MCJEPA):
         with ExitStack() as stack:
             for module, name, other in (
                 (mcjepa, "estimate_flow_pyramid", in_two_passes(flow.estimate_flow_pyramid)),
-                (mcjepa, "vicreg_loss", vicreg),
+                (mcjepa.losses, "vicreg_loss", vicreg),
                 (flow, "correlation", correlation_by_shifts),
             ):
                 stack.enter_context(patch.object(module, name, other))

@@ -92,10 +92,9 @@ class Log:
             self._to_tensorboard(*(Event(step=step, summary=summary.scalar(*number)) for number in numbers.items()))
 
     def picture(self, name: str, step: int, image: UInt8[Tensor, "3 h w"]) -> None:
-        """Writes pictures/NAME.png, and the same to TensorBoard."""
-        if self.main:
-            write_picture(self.folder / "pictures" / f"{name}.png", image)
-            self._to_tensorboard(Event(step=step, summary=summary.image("pictures", image, dataformats="CHW")))
+        """Writes pictures/NAME.png, and the same to TensorBoard; for the main process alone."""
+        write_picture(self.folder / "pictures" / f"{name}.png", image)
+        self._to_tensorboard(Event(step=step, summary=summary.image("pictures", image, dataformats="CHW")))
 
     def _to_tensorboard(self, *events: Event) -> None:
         try:

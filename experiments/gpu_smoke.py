@@ -36,7 +36,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import encoder as encoder_module  # noqa: E402
-import mcjepa as mcjepa_module  # noqa: E402
 from engine.faults import one_line  # noqa: E402
 from engine.log import environment  # noqa: E402
 from engine.processes import own_device  # noqa: E402
@@ -231,10 +230,7 @@ def process_group(backend: str, rank: int, world: int, folder: Path) -> Iterator
         meeting.unlink(missing_ok=True)
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
-        with (
-            patch.object(encoder_module, "several_processes", lambda: True),
-            patch.object(mcjepa_module, "several_processes", lambda: True),
-        ):
+        with patch.object(encoder_module, "several_processes", lambda: True):
             yield
     finally:
         dist.destroy_process_group()

@@ -41,7 +41,7 @@ class PlacedViews(TwoViews):
         for view in (self.view_1, self.view_2):
             crop_and_flip, colour = v2.Compose(view.transforms[:2]), v2.Compose(view.transforms[2:])
             seen, at = crop_and_flip(tv_tensors.Image(image), places)  # both alike
-            views.append(torch.cat((train.as_floats(colour(seen.as_subclass(Tensor))), at.as_subclass(Tensor))))
+            views.append(torch.cat((colour(seen.as_subclass(Tensor)) / 255, at.as_subclass(Tensor))))
         return tuple(views)
 
 

@@ -153,16 +153,6 @@ def _camvid_files(folder: Path, split: str) -> Iterator[tuple[Path, Path]]:
             yield image, folder / f"{split}annot" / f"{image.stem}.png"
 
 
-class LabelSet(NamedTuple):
-    """A data set of semantic segmentation, laid out as its archives unpack."""
-
-    layout: str  # where an image and its labels lie, for messages
-    files: Callable[[Path, str], Iterator[tuple[Path, Path]]]  # lists those of a split in the set's own folder
-    tables: dict[str, dict[int, int]]  # for each ending of the labels' names, the class of each number in them
-    classes: list[str]
-    colours: np.ndarray  # uint8 (classes, 3)
-
-
 def _numbers(numbers: Iterable[int], void: Iterable[int] = ()) -> dict[int, int]:
     """A table in which the first number is class 0, and so on; other numbers of `void`, and VOID, are void."""
     return dict.fromkeys((*void, VOID), VOID) | {number: c for c, number in enumerate(numbers)}
@@ -176,7 +166,7 @@ def _classes(name: str) -> tuple[list[str], np.ndarray]:
 
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # ids of the classes
 
-_LAYOUTS = {
+LABEL_SETS = {
     "voc": "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg, VOCdevkit/VOC2012/SegmentationClass/2007_000032.png, "
     "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
     "cityscapes": "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png, "
@@ -184,14 +174,14 @@ _LAYOUTS = {
     "ade20k": "images/training/ADE_train_00000001.jpg, annotations/training/ADE_train_00000001.png",
     "camvid": "train/0001TP_006690.png, trainannot/0001TP_006690.png",
 }
-_CITYSCAPES = {"_labelTrainIds.png": _numbers(range(19)), "_labelIds.png": _numbers(_CITYSCAPES_IDS, range(34))}
-LABEL_SETS = {
-    "voc": LabelSet(_LAYOUTS["voc"], _voc_files, {"": _numbers(range(21))}, *_classes("voc")),
-    "cityscapes": LabelSet(_LAYOUTS["cityscapes"], _cityscapes_files, _CITYSCAPES, *_classes("cityscapes")),
-    "ade20k": LabelSet(_LAYOUTS["ade20k"], _ade20k_files, {"": _numbers(range(1, 151), [0])}, *_classes("ade20k")),
-    "camvid": LabelSet(_LAYOUTS["camvid"], _camvid_files, {"": _numbers(range(11), [11])}, *_classes("camvid")),
+"""The data sets of semantic segmentation, and where an image and its labels lie, for messages."""
+_FILES = {"voc": _voc_files, "cityscapes": _cityscapes_files, "ade20k": _ade20k_files, "camvid": _camvid_files}
+_TABLES = {  # for each ending of the labels' names, the class of each number in them
+    "voc": {"": _numbers(range(21))},
+    "cityscapes": {"_labelTrainIds.png": _numbers(range(19)), "_labelIds.png": _numbers(_CITYSCAPES_IDS, range(34))},
+    "ade20k": {"": _numbers(range(1, 151), [0])},
+    "camvid": {"": _numbers(range(11), [11])},
 }
-"""The data sets of semantic segmentation by name."""
 
 
 def find_labels(root: Path, name: str | None, split: str) -> tuple[str, LabelledImages]:
@@ -199,15 +189,14 @@ def find_labels(root: Path, name: str | None, split: str) -> tuple[str, Labelled
 
     MissingSet if it is not there; FileNotFoundError if an image or labels are missing; ValueError if several are there.
     """
-    known = {each: (known.layout, partial(known.files, split=split)) for each, known in LABEL_SETS.items()}
-    name, files = find_set(root, known, name, f"{split} part")
-    label_set, notes = LABEL_SETS[name], []
+    known = {each: (layout, partial(_FILES[each], split=split)) for each, layout in LABEL_SETS.items()}
+    (name, files), notes = find_set(root, known, name, f"{split} part"), []
     for path in (path for pair in files for path in pair):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; unpack {name} again")
     if name == "voc" and split == "train" and len(files) < 10_582:
         notes.append(f"{len(files)} training images; with the augmented set there are 10,582")
-    return name, LabelledImages(files, label_set.tables, label_set.classes, label_set.colours, notes)
+    return name, LabelledImages(files, _TABLES[name], *_classes(name), notes)
 
 
 class LabelAugmentation:
@@ -351,12 +340,8 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool, may_be_white
     """A sequence of DAVIS. White masks (of 2016) show one object, number 1; `one_object` merges all objects."""
     paths = [path for path in find_files(folder) if path.parent == folder and is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
     if lost := {mask.stem for mask in visible_glob(masks_folder, "*.png")} - {path.stem for path in paths}:
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
-    if not mask_paths[0].is_file():
-        raise FileNotFoundError(f"{mask_paths[0]}: missing; a sequence needs the mask of its first frame")
     if len(paths) < 3:
         raise ValueError(f"{folder}: {len(paths)} frame(s); the first and the last are not measured")
     first = read_ids(mask_paths[0])
@@ -369,9 +354,6 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool, may_be_white
     if white and not may_be_white:
         raise FileNotFoundError(f"{mask_paths[0]}: a mask of DAVIS 2016 in place of 2017's; unpack 2017 again")
 
-    def read_frame(index: int) -> UInt8[Tensor, "3 h w"]:
-        return load_labelled(paths[index], first)
-
     def read_mask(index: int) -> UInt8[Tensor, "h w"] | None:
         if not mask_paths[index].is_file():
             return None
@@ -382,5 +364,5 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool, may_be_white
             return mask if mask.max() <= 1 else (mask > 127).to(mask.dtype)
         return torch.where((mask > 0) & (mask != VOID), 1, mask) if one_object else mask
 
-    objects = [1] if white or one_object else sorted(numbers - {VOID})
-    return ObjectVideo(folder.name, objects, read_frame, read_mask, [path.stem for path in paths])
+    objects, names = [1] if white or one_object else sorted(numbers - {VOID}), [path.stem for path in paths]
+    return ObjectVideo(folder.name, objects, lambda index: load_labelled(paths[index], first), read_mask, names)

@@ -155,7 +155,6 @@ class _Scene(NamedTuple):
     silhouettes: list[np.ndarray | None]
     silhouette_maps: np.ndarray  # (n, 3, 3) layer coordinates -> silhouette pixel
     to_pixel: np.ndarray  # (n, t, 3, 3) layer coordinates -> image pixel
-    from_pixel: np.ndarray  # (n, t, 3, 3) its inverse
     reach: np.ndarray  # (n, t) radius of the layer in image pixels, infinite for the background
     gains: np.ndarray  # (t, 2) brightness factor and offset of each frame
 
@@ -163,12 +162,12 @@ class _Scene(NamedTuple):
 _Window = tuple[slice, slice]  # rows and columns of an image
 
 
-def _window(centre: np.ndarray, reach: float, bounds: _Window) -> _Window | None:
-    """The part of `bounds` that a disc can touch, None if there is none."""
+def _window(centre: np.ndarray, reach: float, size: tuple[int, int]) -> _Window | None:
+    """The part of an image that a disc can touch, None if there is none."""
     reach = min(reach, 1e6) + 1  # one pixel for the soft edge
     window = []
-    for middle, bound in zip(centre[::-1], bounds, strict=True):
-        start, stop = max(int(middle - reach), bound.start), min(int(middle + reach) + 2, bound.stop)
+    for middle, length in zip(centre[::-1], size, strict=True):
+        start, stop = max(int(middle - reach), 0), min(int(middle + reach) + 2, length)
         if start >= stop:
             return None
         window.append(slice(start, stop))
@@ -246,8 +245,8 @@ class MovingShapes(Dataset):
         images, labels = (np.stack(x) for x in zip(*(self._render(scene, t) for t in range(self.frames)), strict=True))
         flow = np.empty((2, self.frames - 1, 2, *self.size), np.float32)
         for t in range(self.frames - 1):
-            self._motion(scene, labels[t], t, t + 1, flow[0, t])
-            self._motion(scene, labels[t + 1], t + 1, t, flow[1, t])
+            flow[0, t] = self._motion(scene, labels[t], t, t + 1)
+            flow[1, t] = self._motion(scene, labels[t + 1], t + 1, t)
         forward, backward = torch.from_numpy(flow)
         images, instances = torch.from_numpy(images).float().div_(255), torch.from_numpy(labels).long()
         return {"images": images, "flow_forward": forward, "flow_backward": backward, "instances": instances}
@@ -283,7 +282,6 @@ class MovingShapes(Dataset):
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
             silhouette_maps=_affine(np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / radii),
             to_pixel=to_pixel,
-            from_pixel=np.linalg.inv(to_pixel),
             reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
             gains=gains,
         )
@@ -322,12 +320,11 @@ class MovingShapes(Dataset):
 
     def _render(self, scene: _Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame t: the image uint8 (3, h, w) and the layer that owns each pixel, uint8 (h, w)."""
-        frame = slice(0, self.size[0]), slice(0, self.size[1])
         canvas = np.empty((*self.size, 3), np.uint8)
         labels = np.zeros(self.size, np.uint8)
         for layer, silhouette in enumerate(scene.silhouettes):
-            from_pixel, reach = scene.from_pixel[layer, t], float(scene.reach[layer, t])
-            window = _window(scene.to_pixel[layer, t, :2, 2], reach, frame)
+            to_pixel, reach = scene.to_pixel[layer, t], float(scene.reach[layer, t])
+            window, from_pixel = _window(to_pixel[:2, 2], reach, self.size), np.linalg.inv(to_pixel)
             if window is None:
                 continue
             texture = _cut(scene.textures[layer], scene.texture_maps[layer] @ from_pixel, window, cv2.BORDER_REFLECT)
@@ -343,20 +340,12 @@ class MovingShapes(Dataset):
         canvas = cv2.convertScaleAbs(canvas, alpha=gain, beta=offset)
         return canvas.transpose(2, 0, 1), labels
 
-    def _motion(self, scene: _Scene, labels: np.ndarray, source: int, target: int, flow: np.ndarray) -> None:
-        """Fills in the flow (2, h, w) from frame to frame."""
-        h, w = self.size
-        x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
-        moves = scene.to_pixel[:, target] @ scene.from_pixel[:, source]
-        frame = slice(0, h), slice(0, w)
-        for layer, move in enumerate(moves):
-            window = _window(scene.to_pixel[layer, source, :2, 2], scene.reach[layer, source], frame)
-            if window is None:
-                continue
-            rows, columns = window
-            mine = labels[window] == layer if layer else True  # shapes overwrite the background's flow
-            for channel, (a, b, c) in enumerate((move[:2] - np.eye(2, 3)).astype(np.float32)):
-                np.copyto(flow[channel][window], (a * x[columns] + c) + b * y[rows], where=mine)
+    def _motion(self, scene: _Scene, labels: np.ndarray, source: int, target: int) -> np.ndarray:
+        """The flow (2, h, w) from frame to frame: each pixel moves as the layer that owns it."""
+        y, x = np.ogrid[: self.size[0], : self.size[1]]
+        moves = scene.to_pixel[:, target] @ np.linalg.inv(scene.to_pixel[:, source])
+        a, b, c = (moves[:, :2] - np.eye(2, 3)).astype(np.float32)[labels].transpose(3, 2, 0, 1)
+        return a * x.astype(np.float32) + c + b * y.astype(np.float32)
 
 
 class ShapePairs(MovingShapes):

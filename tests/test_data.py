@@ -148,7 +148,7 @@ def test_videos_are_read_alike_by_workers(tmp_path):
     # Too much for the decoder's read-ahead: a shared file position would show.
     frames = np.random.default_rng(0).integers(0, 256, (40, 120, 160, 3), dtype=np.uint8)
     pairs = VideoPairs(write_video(tmp_path / "noise.avi", frames))
-    batches = [list(islice(data.make_loader(pairs, None, 4, workers=workers), 6)) for workers in (0, 2)]
+    batches = [[pair for pair, _ in islice(data.make_loader(pairs, None, 4, workers=n), 6)] for n in (0, 2)]
     assert all(torch.equal(a, b) for x, y in zip(*batches, strict=True) for a, b in zip(x, y, strict=True))
 
 
@@ -432,7 +432,7 @@ def test_random_numbers_depend_on_seed_and_position_alone_and_the_callers_genera
 def test_batches_depend_neither_on_the_workers_nor_on_the_processes_nor_on_the_first_step(shapes, transform):
     def batches(count, batch, *stream, workers=0):
         loader = data.make_loader(shapes(20, (48, 48)), transform, batch, Stream(*stream), workers)
-        return torch.stack([torch.stack(pair) for pair in islice(loader, count)])
+        return torch.stack([torch.stack(pair) for pair, _ in islice(loader, count)])
 
     whole = batches(7, 4, 3)
     assert whole.shape == (7, 2, 4, 3, 32, 32) and whole.dtype == torch.uint8

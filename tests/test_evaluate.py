@@ -501,13 +501,6 @@ def test_a_pair_that_cannot_be_measured_is_a_note_and_the_others_count(tmp_path,
     assert_one_line(typed(*command), "no pixel of this flow is known")  # nothing is left
 
 
-@pytest.mark.parametrize("h, w", [(12, 64), (3, 200), (7, 13), (1, 1)])
-def test_dis_ends_no_measurement_of_narrow_images(h, w):
-    frames = [torch.rand(1, 3, h, w) for _ in range(2)]
-    flow = evaluate.dis_flow(*frames)
-    assert flow.shape == (1, 2, h, w) and flow.isfinite().all()
-
-
 # ------------------------------------------------------------------------------------------------ evaluate segmentation
 
 
@@ -1036,6 +1029,7 @@ class Levels(MCJEPA):
         self.encoder = nn.BatchNorm2d(3, affine=False)
         self.encoder.strides, self.encoder_is_frozen = (4, 1), False
         self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
 
     def _encode(self, images):
         return [self.encoder(F.avg_pool2d(images, 4)), 2 * images]
@@ -1045,11 +1039,11 @@ def test_batch_norm_takes_the_mean_statistics_of_the_batches_whatever_it_had_bef
     model, batches = Levels().eval(), [torch.rand(2, 3, 8, 12), torch.rand(2, 3, 8, 8)]
     model.encoder.running_mean.fill_(7)
     evaluate.estimate_batch_norms(model, iter(batches))
-    moments = [torch.var_mean(F.avg_pool2d(batch, 4), dim=(0, 2, 3)) for batch in batches]
+    moments = [torch.var_mean(batch, dim=(0, 2, 3)) for batch in batches]
     variance, mean = (torch.stack(each).mean(dim=0) for each in zip(*moments, strict=True))
     torch.testing.assert_close(model.encoder.running_mean, mean)
     torch.testing.assert_close(model.encoder.running_var, variance)
-    assert not model.encoder.training and "forward" not in vars(model.encoder)
+    assert not model.encoder.training
     evaluate.estimate_batch_norms(MCJEPA(ModelConfig(encoder="pwc")), map(None, [0]))  # no batch norm: nothing is read
 
 
@@ -1150,7 +1144,7 @@ def test_views_find_each_other_by_the_mean_of_the_coarsest_level(monkeypatch):
     found = evaluate.find_views(model, 30, 32, 0.3)
     assert torch.equal(torch.get_rng_state(), state)
     images = evaluate.ShapeImages(30, (128, 128), seed=evaluate.UNSEEN_SEED)
-    views = next(iter(evaluate.make_loader(images, evaluate.TwoViews(32, 0.3), 30)))
+    views, _ = next(iter(evaluate.make_loader(images, evaluate.TwoViews(32, 0.3), 30)))
     x, y = (model.encode(view)[0].mean(dim=(2, 3)) for view in views)
     x, y = ((z - x.mean(dim=0)) / x.std(dim=0) for z in (x, y))
     best = [max(range(30), key=lambda j, a=a: F.cosine_similarity(a, x[j], dim=0).item()) for a in y]

@@ -313,6 +313,7 @@ def test_estimate_flow_takes_images_of_any_size_and_each_pair_by_itself(size):
     torch.testing.assert_close(model.estimate_flow(x[1:], y[1:]), flow[1:])
 
 
+@pytest.mark.filterwarnings("error:The given NumPy array is not writable")
 def test_the_calls_for_users_take_paths_pictures_arrays_and_tensors(tmp_path):
     model, (bytes_1, bytes_2) = small_model().float().eval(), (uniform(2, 2, 3, 33, 40) * 255).byte()
     floats = [image[None].float() / 255 for image in (bytes_1, bytes_2)]
@@ -325,7 +326,8 @@ def test_the_calls_for_users_take_paths_pictures_arrays_and_tensors(tmp_path):
     for picture, path in zip(pictures, paths, strict=True):
         picture.save(path)
     same = [[bytes_1, bytes_2], [bytes_1[None], bytes_2[None]], [bytes_1.double() / 255, bytes_2.double() / 255]]
-    same += [arrays, [array / 255 for array in arrays], from_opencv, pictures, paths, [*map(str, paths)]]
+    same += [[array / 255 for array in arrays], from_opencv, pictures, paths, [*map(str, paths)]]
+    same += [arrays, [*map(np.asarray, pictures)]]
     for images in same:
         torch.testing.assert_close(model.estimate_flow(*images), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(model.encode(images[0]), pyramid, rtol=0, atol=1e-4)
