@@ -522,7 +522,9 @@ class SkipBadFiles(Dataset):
                 return item, faults
             except BadFile as error:
                 faults.append(str(error))
-                if len(set(faults)) > self.allowed or len(faults) == len(self.dataset):
+                if len(faults) == len(self.dataset):
+                    raise ValueError(f"none of {self.dataset.file_count} files can be used: {faults[0]}") from error
+                if len(set(faults)) > self.allowed:
                     counts = f"{len(set(faults))} of {self.dataset.file_count} files cannot be used"
                     raise ValueError(f"{counts}, and --bad-files allows {self.allowed}: {faults[0]}") from error
                 index = (index + 1) % len(self.dataset)
@@ -561,7 +563,7 @@ def make_loader(
     """An endless loader of this process's batches of `batch_size`, from the stream's start step on.
 
     It gives (batch, sentences about bad files), the same for a seed whatever the number of workers. The next item takes
-    the place of an unreadable one.
+    the place of an unreadable one; more than `allowed_bad_files` raise ValueError.
     """
     return DataLoader(
         SkipBadFiles(dataset, transform, stream.seed, allowed_bad_files),

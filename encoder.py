@@ -231,7 +231,7 @@ def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:
     """One of ENCODERS: from images (b, 3, h, w), normalised by ImageNet's mean and standard deviation, to a pyramid.
 
     `weights` is a file with a state dict of torchvision's network of that name (`torch.save(net.state_dict(), f)`),
-    else they are random. ValueError for an unknown name, or a file that does not hold that network.
+    else they are random. ValueError for an unknown name, or a file that is missing or does not hold that network.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")

@@ -428,12 +428,16 @@ def model_flow(model: MCJEPA) -> FlowMethod:
 def dis_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 2 h w"]:
     """OpenCV's DIS (Kroeger et al. 2016) on 8-bit grey images; it learns nothing.
 
-    Preset "medium": on four Middlebury scenes it errs by 0.39 px, OpenCV's default "fast" by 0.60 px.
+    Preset "medium": on four Middlebury scenes it errs by 0.39 px, OpenCV's default "fast" by 0.60 px. OpenCV crashes on
+    sides below 16 px, so those are padded with the nearest pixels.
     """
-    colour = (to_uint8(image[0]).permute(1, 2, 0).numpy() for image in (image_1, image_2))
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colour]
+    h, w = image_1.shape[2:]
+    grey = []
+    for image in (image_1, image_2):
+        padded = F.pad(image, (0, max(16 - w, 0), 0, max(16 - h, 0)), mode="replicate")
+        grey.append(cv2.cvtColor(to_uint8(padded[0]).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY))
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    return torch.from_numpy(flow).permute(2, 0, 1)[None]
+    return torch.from_numpy(flow).permute(2, 0, 1)[None, :, :h, :w]
 
 
 BASELINES: dict[str, FlowMethod] = {"zero": lambda image_1, image_2: torch.zeros_like(image_1[:, :2]), "dis": dis_flow}
@@ -803,6 +807,8 @@ def train_segmenter(
     checkpoint, warnings = newest_checkpoint(config.output_dir, load_checkpoint)
     print("".join(f"{warning}\n" for warning in warnings), end="")
     if checkpoint:
+        if warnings:  # the next save would move the damaged file over the good checkpoint.1.pt
+            path.replace(path.with_name("damaged-checkpoint.pt"))
         may_differ = ("output_dir", "workers", "pictures", "data_root", "model")  # the weights say which model it is
         check_same_run(path, checkpoint["config"], settings, may_differ)
         learns.load_state_dict(checkpoint["model"])
@@ -1317,7 +1323,7 @@ def run_table1(config: tyro.conf.OmitArgPrefixes[Table1Config]) -> None:
 def main() -> None:
     """The command line: a subcommand for each evaluation."""
     # Broken files are reported in our words, not in OpenCV's.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     commands = {"flow": run_flow, "segmentation": run_segmentation, "video": run_video, "knn": run_knn}
     commands |= {"features": run_features, "table1": run_table1}
     run_command(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=__doc__.splitlines()[0]))

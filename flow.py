@@ -134,8 +134,8 @@ def range_map(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 1 h w"]:
     """How often each pixel of the target frame is hit when every pixel moves along the flow (Wang et al., 2018).
 
     Each pixel spreads a weight of 1 bilinearly over the four pixels around its end; what falls outside is lost. A
-    pixel of frame t that the flow from t+1 to t does not hit (DDFlow and ARFlow: below 0.2) is not visible in frame
-    t+1. The map carries no gradient.
+    pixel of frame t that the flow from t+1 to t does not hit (ARFlow: below 0.2) is not visible in frame t+1. The map
+    carries no gradient.
     """
     with torch.no_grad():
         b, _, h, w = flow.shape

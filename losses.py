@@ -1,8 +1,8 @@
 """The losses of MC-JEPA (Bardes, Ponce, LeCun, 2023), Eqs. 2 to 6 and VICReg: one pure function each.
 
-Every function stands alone. Copy one, with the import lines below, into your own project and it works there (without
-jaxtyping if `from __future__ import annotations` stands in its place). That is why a few lines (the covariance through
-the Gram matrix, the masked mean, SSIM) are repeated inside functions instead of being shared.
+Every function stands alone. Copy one, with the import lines below, into your own project and it works there (also
+without jaxtyping, in a file that begins with `from __future__ import annotations`). That is why a few lines (the
+covariance through the Gram matrix, the masked mean, SSIM) are repeated inside functions instead of being shared.
 
 Conventions: images are RGB in [0, 1]; a flow has channel 0 = x to the right, channel 1 = y down; sums over pixels
 and channels are means, so that no coefficient but Eq. 4's depends on the resolution. Statistics need float32 or
@@ -86,8 +86,8 @@ def reconstruction_loss(
     Args:
         image: the frame on whose grid the flow lives, in [0, 1], float32 or float64 (see `ssim_distance`).
         warped: the other frame, warped by that flow.
-        mask: bool, or weights >= 0 of the pixels; without it every pixel counts. SSIM has no value on the outermost
-            ring of pixels, so it uses the mask without that ring.
+        mask: bool, or weights >= 0 of the pixels; without it every pixel counts. Where it is 0, values must be finite.
+            SSIM has no value on the outermost ring of pixels, so it uses the mask without that ring.
         l1, l2, ssim: the weights of the three parts; a part of weight 0 is not computed.
 
     Returns:

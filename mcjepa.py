@@ -31,7 +31,7 @@ from flow import FlowEstimator, estimate_flow_pyramid, forward_backward_mask, ra
 SHIPPED = {"small": Path(__file__).parent / "assets" / "mcjepa-small.safetensors"}
 """Trained weights that come with the code, by name (assets/README.md has their card)."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RANGE_MAP_THRESHOLD = 0.2  # a pixel that the range map hits less is occluded (field: DDFlow, ARFlow)
+RANGE_MAP_THRESHOLD = 0.2  # a pixel that the range map hits less is occluded (field: ARFlow)
 
 
 @dataclass(frozen=True)

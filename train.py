@@ -195,6 +195,8 @@ def check(config: Config) -> None:
         "--image-batch must be at least 2, for VICReg's statistics": config.task != "mjepa" and images < 2,
         "--bad-files is a share of the files, from 0 to 1": not 0 <= config.bad_files <= 1,
         "--smallest-crop is a share of an image's area, up to 1": not 0 < config.smallest_crop <= 1,
+        "--shapes-motion is a share of the side, up to 1, and a power above 0": config.shapes_motion[0] > 1
+        or config.shapes_motion[1] == 0,
         "--output-dir lies in --video-dir or --image-dir, whose images it would add to: name another": any(
             folder and config.output_dir.resolve().is_relative_to(folder.resolve())
             for folder in (config.video_dir, config.image_dir)

@@ -8,8 +8,8 @@ FlyingThings3D and HD1K have true flow too. Each set lies one folder below the d
 """
 
 import math
+import re
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -44,20 +44,27 @@ def read_flow(path: Path) -> tuple[Float[Tensor, "1 2 h w"], Bool[Tensor, "1 1 h
 
 def _read_flo(path: Path) -> np.ndarray:
     """Not by cv2.readOpticalFlow, which crashes the interpreter on a damaged header."""
-    content = path.read_bytes()
-    width, height = (int.from_bytes(content[at : at + 4], "little", signed=True) for at in (4, 8))
-    if content[:4] != b"PIEH" or min(width, height) < 1 or len(content) < 12 + 8 * width * height:
-        raise ValueError(f"{path}: no .flo file ('PIEH', width, height), cut short or damaged ({len(content)} bytes)")
-    return np.frombuffer(content, "<f4", 2 * width * height, 12).reshape(height, width, 2).astype(np.float32)
+    head = re.match(rb"PIEH(.{4})(.{4})", path.read_bytes(), re.DOTALL)
+    if head is None:
+        raise ValueError(f"{path}: not a .flo file (it must begin with 'PIEH', width, height)")
+    width, height = (int.from_bytes(size, "little", signed=True) for size in head.groups())
+    return _floats(path, head, (height, width, 2), "<")
 
 
 def _read_pfm(path: Path) -> np.ndarray:
-    """Three channels, x, y, and one without a meaning."""
-    with suppress(cv2.error):
-        stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-        if stored is not None and stored.dtype == np.float32 and stored.ndim == 3:
-            return stored[..., [2, 1]]  # OpenCV gives blue, green, red
-    raise ValueError(f"{path}: no .pfm file of three channels, cut short or damaged")
+    """Three channels, x, y, and one without a meaning, in rows from the bottom to the top."""
+    head = re.match(rb"PF\s+(\d{1,6})\s+(\d{1,6})\s+(-?)[\d.eE+-]+[ \t]*\r?\n", path.read_bytes())
+    if head is None:
+        raise ValueError(f"{path}: not a .pfm file of three channels (it must begin with 'PF', width, height, scale)")
+    order = "<" if head[3] else ">"  # a negative scale: little endian
+    return _floats(path, head, (int(head[2]), int(head[1]), 3), order)[::-1, :, :2].copy()
+
+
+def _floats(path: Path, head: re.Match[bytes], shape: tuple[int, int, int], order: str) -> np.ndarray:
+    count = math.prod(shape)
+    if min(shape) < 1 or len(head.string) < head.end() + 4 * count:
+        raise ValueError(f"{path}: cut short or damaged ({len(head.string)} bytes for {shape[1]}x{shape[0]} px)")
+    return np.frombuffer(head.string, f"{order}f4", count, head.end()).reshape(shape).astype(np.float32)
 
 
 def _read_kitti_png(path: Path) -> np.ndarray:

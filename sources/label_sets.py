@@ -340,8 +340,12 @@ def _open_video(folder: Path, masks_folder: Path, one_object: bool, may_be_white
     """A sequence of DAVIS. White masks (of 2016) show one object, number 1; `one_object` merges all objects."""
     paths = [path for path in find_files(folder) if path.parent == folder and is_image(path)]
     mask_paths = [masks_folder / f"{path.stem}.png" for path in paths]
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no frames in it; unpack DAVIS again")
     if lost := {mask.stem for mask in visible_glob(masks_folder, "*.png")} - {path.stem for path in paths}:
         raise FileNotFoundError(f"{folder / min(lost)}: frame missing, its mask is there; unpack DAVIS again")
+    if not mask_paths[0].is_file():
+        raise FileNotFoundError(f"{mask_paths[0]}: missing; a sequence needs the mask of its first frame")
     if len(paths) < 3:
         raise ValueError(f"{folder}: {len(paths)} frame(s); the first and the last are not measured")
     first = read_ids(mask_paths[0])

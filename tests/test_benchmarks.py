@@ -48,9 +48,6 @@ def test_a_way_that_computes_something_else_is_an_error(monkeypatch):
         run.compare("wrong", CPU, 1)
 
 
-# ------------------------------------------------------------------------------------------------- the measurements
-
-
 def test_ways_take_turns_and_the_warm_up_does_not_count():
     calls = []
     ways = {name: lambda name=name: calls.append(name) for name in "ab"}

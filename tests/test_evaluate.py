@@ -501,6 +501,12 @@ def test_a_pair_that_cannot_be_measured_is_a_note_and_the_others_count(tmp_path,
     assert_one_line(typed(*command), "no pixel of this flow is known")  # nothing is left
 
 
+def test_dis_ends_no_measurement_of_narrow_images():
+    for h, w in ((12, 64), (3, 200), (7, 13), (1, 1)):  # OpenCV ends the process at the first, and fails at the others
+        flow = evaluate.dis_flow(torch.rand(1, 3, h, w), torch.rand(1, 3, h, w))
+        assert flow.shape == (1, 2, h, w) and flow.isfinite().all()
+
+
 # ------------------------------------------------------------------------------------------------ evaluate segmentation
 
 

@@ -273,9 +273,6 @@ def test_statistics_of_a_single_sample_are_refused_and_views_that_would_only_fit
             inspect.unwrap(losses.vicreg_loss)(torch.ones(4, 8), torch.ones(shape))  # without checks, as for users
 
 
-# ---------------------------------------------------------------------------------------- each function by itself
-
-
 def test_each_function_gives_the_same_numbers_when_it_is_copied_alone_under_the_import_lines():
     maps, mask = [uniform(0, 2, 3, 6, 7), uniform(1, 2, 3, 6, 7)], uniform(2, 2, 1, 6, 7) > 0.3
     flow, few_samples, many_samples = normal(5, 2, 2, 6, 7), 0.5 * normal(3, 4, 9), 0.5 * normal(4, 9, 4)

@@ -911,7 +911,8 @@ def test_frames_are_in_natural_order_and_masks_are_those_of_their_names(tmp_path
 
 
 BROKEN_SEQUENCES = {
-    "not a readable image (No such file": ("masks/00000.png", Path.unlink),
+    "no frames in it": ("frames", lambda path: [frame.unlink() for frame in path.iterdir()]),
+    "the mask of its first frame": ("masks/00000.png", Path.unlink),
     "frame missing, its mask is there": ("frames/00001.jpg", Path.unlink),
     "no object in the mask": ("masks/00000.png", lambda path: write_ids(path, 0 * helpers.block())),
     "must have hard edges": ("masks/00000.png", lambda path: write_ids(path, np.arange(64, 256).reshape(12, 16), "L")),
