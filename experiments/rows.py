@@ -35,6 +35,7 @@ ROWS = {
     "alternate_epochs": Row("--strategy alternate_epochs --loss.gradient-ratio 0 --loss.flow-balance 8"),
     "alternate_batches": Row("--strategy alternate_batches --loss.gradient-ratio 0 --loss.flow-balance 8"),
     "without_eq6": Row("--loss.variance 0 0 0 0 0 0 --loss.covariance 0 0 0 0 0 0"),
+    "eq6_strong": Row("--loss.variance 0.1 0.1 0.1 0.1 0.1 0.1"),
     "start_0": Row(flow_start=0.0),
     "start_30": Row(flow_start=0.3),
     "cycle_0": Row("--loss.cycle 0"),
@@ -48,7 +49,7 @@ TABLES = {
     "3": ("norm_none", "mcjepa", "norm_l2", "norm_layer+l2", "factor_1"),
     "4": ("pwc", "mcjepa", "resnet18", "resnet50", "convnext_tiny"),
     "5": ("frozen", "finetune", "alternate_epochs", "alternate_batches", "mcjepa"),
-    "11": ("without_eq6", "mcjepa"),
+    "11": ("without_eq6", "mcjepa", "eq6_strong"),
 }
 LARGE = ("resnet50", "convnext_tiny")  # only with --all
 FIGURES = {  # what a panel shows from left to right, and the row of each of its values
