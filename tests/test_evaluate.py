@@ -1034,8 +1034,8 @@ class Levels(MCJEPA):
         nn.Module.__init__(self)
         self.encoder = nn.BatchNorm2d(3, affine=False)
         self.encoder.strides, self.encoder_is_frozen = (4, 1), False
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("std", torch.ones(1))
+        self.register_buffer("mean", torch.full((1,), 0.5))
+        self.register_buffer("std", torch.full((1,), 2.0))
 
     def _encode(self, images):
         return [self.encoder(F.avg_pool2d(images, 4)), 2 * images]
@@ -1045,7 +1045,7 @@ def test_batch_norm_takes_the_mean_statistics_of_the_batches_whatever_it_had_bef
     model, batches = Levels().eval(), [torch.rand(2, 3, 8, 12), torch.rand(2, 3, 8, 8)]
     model.encoder.running_mean.fill_(7)
     evaluate.estimate_batch_norms(model, iter(batches))
-    moments = [torch.var_mean(batch, dim=(0, 2, 3)) for batch in batches]
+    moments = [torch.var_mean((batch - 0.5) / 2, dim=(0, 2, 3)) for batch in batches]
     variance, mean = (torch.stack(each).mean(dim=0) for each in zip(*moments, strict=True))
     torch.testing.assert_close(model.encoder.running_mean, mean)
     torch.testing.assert_close(model.encoder.running_var, variance)
