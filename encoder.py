@@ -287,7 +287,10 @@ def several_processes() -> bool:
 
 
 class _AllReduce(torch.autograd.Function):
-    """As in `torch.distributed.nn.functional`, where it is deprecated; its successor has no gradient in some torch."""
+    """The sum over all processes, whose gradient is summed too.
+
+    torch's own, in `torch.distributed.nn.functional`, is deprecated; its successor lacks the gradient in some versions.
+    """
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
