@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import to_dtype
 
 from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, VideoPairs, make_loader
 from engine import checkpoint, processes
@@ -309,8 +310,8 @@ def batches(
     share, allowed = source.batch // stream.world_size, allowed_bad_files(config, source)
     workers = config.workers if source.kind == "images" else min(config.workers, 2)
     for pair, faults in make_loader(source.data, source.transform, share, stream, workers, allowed):
-        # Bytes until they are on the GPU: a quarter of what loaders share and copy.
-        images = tuple(x.to(device, non_blocking=True) / 255 for x in pair)
+        # Bytes until they are on the GPU: a quarter of what loaders share and copy. Floats stay as they are.
+        images = tuple(to_dtype(x.to(device, non_blocking=True), torch.float32, scale=True) for x in pair)
         yield images, [(source.kind, fault) for fault in faults]
 
 
