@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import av
 import cv2
-import helpers
 import numpy as np
 import pytest
 import torch
@@ -81,7 +80,7 @@ def test_values_of_up_to_16_bits_are_stretched_alike_for_all_frames_of_a_clip(bi
     frames = {"9": bright // 100, "10": bright, "left": bright // 7}  # the last one is beside "10"
     for name, frame in frames.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), frame[..., ::-1])
-    helpers.cut_short(write_image(tmp_path / "8.png", (30, 40)))
+    cut_short(write_image(tmp_path / "8.png", (30, 40)))
     for name, frame in frames.items():
         beside = [tmp_path / "10.png"] if name == "left" else []
         image = data.load_image(tmp_path / f"{name}.png", beside=beside).permute(1, 2, 0).numpy()

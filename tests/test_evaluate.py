@@ -129,8 +129,6 @@ def test_region_and_contour_equal_the_official_evaluation_of_davis():
     metrics = {"region_similarity_J": evaluate.region_similarity, "contour_accuracy_F": evaluate.contour_accuracy}
     for name, metric in metrics.items():
         np.testing.assert_allclose([metric(*pair) for pair in pairs], expected[name], atol=1e-9)
-    filled = (expected[name].flatten(1).any(dim=1).tolist() for name in ("annotation", "prediction"))
-    assert len(set(zip(*filled, strict=True))) == 4  # one of them, or both, may be empty
 
 
 @pytest.mark.parametrize("h, w, reach", [(20, 30, 1), (120, 214, 2), (480, 854, 8)])
@@ -944,13 +942,6 @@ def test_j_and_f_are_those_of_the_exported_masks_and_of_copies_of_the_first_with
     assert table["first mask copied"]["J_mean"] == pytest.approx(100 * copied, abs=0.0051)
 
 
-def test_missing_and_damaged_masks_are_noted(davis):
-    home, _, report, screen = davis
-    missing, damaged = report["notes"]
-    assert missing == "bikes: frames without a mask: 1" and f"note: {missing}" in screen
-    assert damaged.startswith(f"left out: {home / 'Annotations/480p/dogs/00003.png'}: ")
-
-
 def test_a_damaged_first_frame_leaves_its_sequence_out_also_where_batch_norm_looks_at_it_first(davis, tmp_path):
     shutil.copytree(davis[0], tmp_path / "DAVIS")
     (tmp_path / "DAVIS/JPEGImages/480p/cars/00000.jpg").write_bytes(b"damaged")
@@ -1126,21 +1117,16 @@ def test_the_search_finds_what_keeps_its_features_and_never_itself_for_texture_a
     assert evaluate.search_among_shapes(Levels(), objects) == {"Levels": {"object": 0.5, "texture": 1.0, "shape": 0.0}}
 
 
-def test_colour_finds_no_recoloured_shape(typed, tmp_path):
-    assert_done(typed("knn", "--model", "colour", "--output-dir", tmp_path))
-    scores = json.loads((tmp_path / "knn.json").read_text())["scores"]
-    assert scores["chance"]["object"] == pytest.approx(1 / evaluate.SHAPES_OBJECTS)
-    assert scores["colour"]["object"] <= 2 / evaluate.SHAPES_OBJECTS  # the gate is 1.5 times chance
-    assert scores["colour"]["texture"] <= 1.5 * scores["chance"]["texture"]
-
-
-def test_trained_weights_find_more_textures_than_random_ones_of_the_same_encoder(typed, tmp_path):
+def test_trained_weights_find_more_textures_than_random_ones_and_colour_finds_no_recoloured_shape(typed, tmp_path):
     assert_done(typed("knn", "--output-dir", tmp_path))  # by default of "small"
     scores = json.loads((tmp_path / "knn.json").read_text())["scores"]
     names = [[f"{title} stride {s}" for s in (32, 16, 8, 4, 2)] for title in ("ours", "random")]
     assert list(scores) == [*names[0], *names[1], "colour", "chance"]
     ours, random = (max(scores[name]["texture"] for name in each) for each in names)
     assert ours > 2 * random  # 16.0% and 4.8% in assets/README.md
+    assert scores["chance"]["object"] == pytest.approx(1 / evaluate.SHAPES_OBJECTS)
+    assert scores["colour"]["object"] <= 2 / evaluate.SHAPES_OBJECTS  # the gate is 1.5 times chance
+    assert scores["colour"]["texture"] <= 1.5 * scores["chance"]["texture"]
 
 
 def test_views_find_each_other_by_the_mean_of_the_coarsest_level(monkeypatch):

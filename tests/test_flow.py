@@ -334,8 +334,8 @@ def test_layer_norm_removes_the_scale_of_the_convolutions_and_l2_every_scale_bef
     assert torch.allclose(finest_flow(1, 2), flow, rtol=1e-2, atol=1e-2) == (norm != "layer")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_flow_stays_in_float32_under_autocast(dtype):
+def test_flow_stays_in_float32_under_autocast():
+    features = pyramid(0, 1, 64, 96, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        flows = estimate_flow_pyramid(small_estimator(), pyramid(0, 1, 64, 96, dtype=dtype), pyramid(1, 1, 64, 96))
+        flows = estimate_flow_pyramid(small_estimator(), features, pyramid(1, 1, 64, 96))
     assert all(flow.dtype == torch.float32 for flow in flows)

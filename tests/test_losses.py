@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 import losses
 
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(3, 7), st.integers(3, 7))
-orders = pytest.mark.parametrize("order", [1, 2])
 squared_losses = pytest.mark.parametrize("loss", [losses.regression_loss, losses.cycle_consistency_loss])
 
 
@@ -177,7 +176,7 @@ def test_gradients_of_the_losses_on_images_are_finite_without_texture_and_for_a_
 # ----------------------------------------------------------------------------------------------- Eq. 4: smoothness
 
 
-@orders
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("edge_weight", "charbonnier"), [(0.0, 0.0), (2.0, 0.5), (10.0, 0.0)])
 @given(seed=seeds, h=st.integers(3, 7), w=st.integers(3, 7), scale=st.floats(0.1, 50))
 def test_smoothness_loss_equals_the_loops(order, edge_weight, charbonnier, seed, h, w, scale):

@@ -373,7 +373,5 @@ def test_a_missing_damaged_or_foreign_checkpoint_gives_one_line(tmp_path):
         reason = "no file of tensors" if name == "network.pt" else ""
         with raises_one_line(ValueError, f"{tmp_path / name}: not a checkpoint", reason):
             load_checkpoint(tmp_path / name)
-    with raises_one_line(FileNotFoundError, "none.pt: no such checkpoint"):
-        load_checkpoint(tmp_path / "none.pt")
     with raises_one_line(FileNotFoundError, "a folder; name the file in it, such as ", "checkpoint.pt"):
         load_checkpoint(tmp_path)

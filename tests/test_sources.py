@@ -382,8 +382,6 @@ def test_flow_files_are_read_as_by_torchvision_and_unknown_flow_is_not_valid(end
         path = helpers.write_flow_file(Path(folder, f"a{ending}"), flow, known, order)
         ours, valid = (x.squeeze(0).numpy() for x in read_flow(path))
         theirs = READ_BY_TORCHVISION[ending](str(path))
-        if ending == ".flo":
-            np.testing.assert_array_equal(ours, cv2.readOpticalFlow(str(path)).transpose(2, 0, 1))
     np.testing.assert_array_equal(valid[0], expected)
     np.testing.assert_array_equal(ours[:, expected], theirs[:, expected])
     error = np.abs(ours[:, expected] - flow[expected].T).max()
@@ -646,11 +644,6 @@ def test_labels_that_do_not_fit_or_are_damaged_are_reported_by_their_path(tmp_pa
         one_labelled(tmp_path, ids, table, (12, 15))[0]
     with raises_one_line(BadFile, f"{labels}: holds 255, which is no class"):
         one_labelled(tmp_path, ids, {0: 0, 1: 1})[0]
-    for damaged in ("image.png", "labels.png"):
-        labelled = one_labelled(tmp_path, random_ids(0, [0, 1], 40, 50), table)
-        helpers.cut_short(tmp_path / damaged)
-        with raises_one_line(ValueError, tmp_path / damaged):
-            labelled[0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
