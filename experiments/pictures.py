@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from rows import FIGURES  # noqa: E402
+from rows import FIGURES, of_common_seeds  # noqa: E402
 
 COLOURS = {"random": "0.6", "vicreg": "tab:blue", "mjepa": "tab:orange", "mcjepa": "tab:green"}
 TITLES = {"random": "random", "vicreg": "VICReg", "mjepa": "M-JEPA", "mcjepa": "MC-JEPA"}
@@ -84,7 +84,7 @@ def draw_figure_5(results: dict[str, list[dict]], folder: Path) -> list[str]:
             continue
         figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), squeeze=False)
         for axis, (number, (label, rows)) in zip(axes[0], panels.items(), strict=True):
-            content = axis.twinx()
+            content, compared = axis.twinx(), of_common_seeds(runs, rows)
             for place, colour, measure in (
                 (axis, "tab:orange", "Middlebury EPE"),
                 (axis, "tab:red", "EPE"),
@@ -93,7 +93,7 @@ def draw_figure_5(results: dict[str, list[dict]], folder: Path) -> list[str]:
                 (content, "tab:purple", "object"),
                 (content, "tab:green", "J&F, 8"),
             ):
-                known = {str(x): points(runs, name, measure) for name, x in rows.items()}
+                known = {str(x): points(compared, name, measure) for name, x in rows.items()}
                 known = {x: values for x, values in known.items() if values}
                 if known:
                     means, spreads = ([f(values) for values in known.values()] for f in (np.mean, np.std))

@@ -1,5 +1,6 @@
 """The rows of the paper's tables and figures, as runs of train.py's `small` or `pocket` with other flags."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -57,6 +58,16 @@ FIGURES = {  # what a panel shows from left to right, and the row of each of its
     "5b": ("coefficient of Eq. 5", {"cycle_0": 0, "mcjepa": 0.02, "cycle_0.2": 0.2}),
     "5c": ("gradient of flow / of content", {"ratio_0.1": 0.1, "mcjepa": 0.3, "ratio_1": 1, "ratio_3": 3}),
 }
+
+
+def of_common_seeds(runs: list[dict], names: Iterable[str]) -> list[dict]:
+    """The runs of these rows whose seeds all of the rows have, or all runs if they share none.
+
+    A seed changes J&F by up to 5 points, for all rows alike: only runs of the same seeds can be compared.
+    """
+    own = [run for run in runs if run["name"] in names]
+    seeds = [{run["seed"] for run in own if run["name"] == name} for name in {run["name"] for run in own}]
+    return [run for run in own if all(run["seed"] in each for each in seeds)] or own
 
 
 def schedule(row: Row, steps: int) -> tuple[int, list[str]]:

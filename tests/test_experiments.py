@@ -200,8 +200,8 @@ def test_the_report_has_means_over_seeds_diverged_rows_and_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     import report
 
-    rows = [("mcjepa", 0, 50.0), ("mcjepa", 1, 52.0), ("vicreg", 0, 40.0), ("random", 0, 30.0), ("norm_none", 0, None)]
-    rows += [("ratio_1", 0, 45.0)]
+    rows = [("mcjepa", 0, 50.0), ("mcjepa", 1, 52.0), ("mcjepa", 2, 90.0), ("norm_none", 0, None), ("ratio_1", 0, 45.0)]
+    rows += [(name, seed, value) for name, value in (("vicreg", 40.0), ("random", 30.0)) for seed in (0, 1)]
     for name, seed, value in rows:
         measures = {f"CIFAR-10 k-NN, stride {s}": value for s in (32, 16)} | {"Middlebury EPE": value} if value else {}
         run = {"series": report.PILOT, "name": name, "seed": seed, "measures": measures, "diverged": value is None}
@@ -214,9 +214,9 @@ def test_the_report_has_means_over_seeds_diverged_rows_and_pictures(tmp_path):
     report.write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| MC-JEPA | 2 | 51.00 ± 1.41 | 51.0 ± 1.4 | 2.67 | 67.1 | 70.5 |" in text
-    assert "| VICReg | 1 | 40.00 | 40.0 | 13.5 | 60.1 | 58.1 |" in text
+    assert "| VICReg | 2 | 40.00 ± 0.00 | 40.0 ± 0.0 | 13.5 | 60.1 | 58.1 |" in text
     assert "| no norm | 1 | diverged | diverged | crashed |  |  |" in text
-    assert "k-NN of MC-JEPA is 51.0 ± 1.4%, that of VICReg 40.0%" in text
+    assert "k-NN of MC-JEPA is 51.0 ± 1.4%, that of VICReg 40.0 ± 0.0%" in text
     assert "At stride 8 its J&F is (not measured)%" in text
     assert "`python experiments/run.py --table 5`" in text and "--table 3`" not in text
     pictures = [line.split("(")[-1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
