@@ -63,7 +63,7 @@ FIGURES = {  # what a panel shows from left to right, and the row of each of its
 def of_common_seeds(runs: list[dict], names: Iterable[str]) -> list[dict]:
     """The runs of these rows whose seeds all of the rows have, or all runs if they share none.
 
-    A seed changes J&F by up to 5 points, for all rows alike: only runs of the same seeds can be compared.
+    A seed changes J&F by up to 5 points: only runs of the same seeds can be compared.
     """
     own = [run for run in runs if run["name"] in names]
     seeds = [{run["seed"] for run in own if run["name"] == name} for name in {run["name"] for run in own}]
