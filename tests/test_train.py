@@ -19,6 +19,7 @@ from helpers import raises_one_line, torchrun, write_frames, write_image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
 
 import train
 from encoder import PWCPyramid
@@ -417,6 +418,14 @@ def test_bad_files_are_reported_once_and_passed_over_and_too_many_end_the_run(tm
     with pytest.raises(ChildFailedError):
         torchrun(2, run, tmp_path / "fewer", *flags, "--task", "vicreg", "--bad-files", 0.14)
     assert "3 images cannot be used, and --bad-files allows 2" in capfd.readouterr().err  # the same in both
+
+
+def test_a_batch_is_in_floats_from_0_to_1_whether_its_data_are_bytes_or_such_floats():
+    pixels = torch.randint(256, (2, 1, 3, 8, 8), dtype=torch.uint8)
+    for pair in (pixels, pixels / 255):
+        source = train.Source("frames", TensorDataset(*pair), None, 1)
+        images, _ = next(train.batches(config_of("--workers", 0), source, 0, torch.device("cpu")))
+        torch.testing.assert_close(torch.stack(images), pixels / 255)
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan
