@@ -145,11 +145,12 @@ against {mjepa: Middlebury EPE} on Middlebury: lower in each seed, by about as m
         "With more weight of the flow, flow improves and content suffers (Figure 5 (3))",
         POCKET,
         """**Both hold, the first up to a ratio of 1** (one seed). With a gradients' ratio of 0.1, 0.3, 1 and 3 flow has
-{ratio_0.1: EPE}, {mcjepa: EPE}, {ratio_1: EPE} and {ratio_3: EPE} px, on Middlebury {ratio_0.1: Middlebury EPE},
-{mcjepa: Middlebury EPE}, {ratio_1: Middlebury EPE} and {ratio_3: Middlebury EPE}. Content falls step by step: k-NN
-{ratio_0.1: CIFAR-10 k-NN, stride 32}, {mcjepa: CIFAR-10 k-NN, stride 32}, {ratio_1: CIFAR-10 k-NN, stride 32} and
-{ratio_3: CIFAR-10 k-NN, stride 32}%, J&F at stride 8 {ratio_0.1: DAVIS 2016 J&F, 8}, {mcjepa: DAVIS 2016 J&F, 8},
-{ratio_1: DAVIS 2016 J&F, 8} and {ratio_3: DAVIS 2016 J&F, 8}, with two strides {ratio_0.1: DAVIS 2016 J&F, 8+16},
+{ratio_0.1: EPE}, {mcjepa: EPE}, {ratio_1: EPE} and {ratio_3: EPE} px, on Middlebury, in no order,
+{ratio_0.1: Middlebury EPE}, {mcjepa: Middlebury EPE}, {ratio_1: Middlebury EPE} and {ratio_3: Middlebury EPE}. Content
+falls step by step: k-NN {ratio_0.1: CIFAR-10 k-NN, stride 32}, {mcjepa: CIFAR-10 k-NN, stride 32},
+{ratio_1: CIFAR-10 k-NN, stride 32} and {ratio_3: CIFAR-10 k-NN, stride 32}%, J&F at stride 8
+{ratio_0.1: DAVIS 2016 J&F, 8}, {mcjepa: DAVIS 2016 J&F, 8}, {ratio_1: DAVIS 2016 J&F, 8} and
+{ratio_3: DAVIS 2016 J&F, 8}, with two strides {ratio_0.1: DAVIS 2016 J&F, 8+16},
 {mcjepa: DAVIS 2016 J&F, 8+16}, {ratio_1: DAVIS 2016 J&F, 8+16} and {ratio_3: DAVIS 2016 J&F, 8+16}.""",
     ),
     (
