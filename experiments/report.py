@@ -227,7 +227,7 @@ of each level ends within 5% of the other run's. Flow has {without_eq6: EPE} px 
     (
         "Eq. 6 strong enough to hold all levels up, a variance weight of 0.1 at each (ours)",
         POCKET,
-        """**Better in each of two seeds, but for k-NN.** All deviations but that of stride 2 then end between 0.97 and
+        """**Better in each of two seeds, but for k-NN.** All deviations but that of stride 2 then end between 0.96 and
 1.03. Flow has {eq6_strong: EPE} px in place of {mcjepa: EPE}, on Middlebury {eq6_strong: Middlebury EPE} in place of
 {mcjepa: Middlebury EPE}, J&F at stride 8 is {eq6_strong: DAVIS 2016 J&F, 8} in place of {mcjepa: DAVIS 2016 J&F, 8}%
 (more by 2.6 and 5.9), with two strides {eq6_strong: DAVIS 2016 J&F, 8+16} in place of {mcjepa: DAVIS 2016 J&F, 8+16}

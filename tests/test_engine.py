@@ -30,6 +30,12 @@ from engine.log import Log, environment
 disk_full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
 
+def writer_of_torch(state, path):
+    """What torch does on a full disk."""
+    path.write_bytes(b"half of it")
+    raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+
 def load(path):
     """Like `load_checkpoint`: ValueError for a file that is not whole."""
     try:
@@ -75,7 +81,7 @@ def test_a_checkpoint_that_cannot_be_written_loses_none_before(monkeypatch, tmp_
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2):
         save_checkpoint(path, {"step": step})
-    monkeypatch.setattr(torch, "save", Mock(side_effect=RuntimeError("[enforce fail] . unexpected pos 64 vs 0")))
+    monkeypatch.setattr(torch, "save", writer_of_torch)
     with raises_one_line(OSError, path, "is the disk full?"):
         save_checkpoint(path, {"step": 3}, best=True)
     assert {file.name: load(file)["step"] for file in tmp_path.iterdir()} == {"checkpoint.pt": 2, "checkpoint.1.pt": 1}
