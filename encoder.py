@@ -78,7 +78,6 @@ class PointwiseLinear(nn.Linear):
     """
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w d"]:
-        """Features along the last axis to others."""
         if x.device.type != "cpu":
             return super().forward(x)
         return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
@@ -208,11 +207,10 @@ class PWCPyramid(nn.Module):
             self.levels.append(nn.Sequential(*layers))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        x, levels = images, []
+        levels = [images]
         for level in self.levels:
-            x = level(x)
-            levels.append(x)
-        return levels[::-1]
+            levels.append(level(levels[-1]))
+        return levels[:0:-1]
 
 
 ENCODERS = {
@@ -253,11 +251,9 @@ def first_line(error: Exception) -> str:
 
 
 class Expander(nn.Sequential):
-    """VICReg's expander: linear, batch norm, ReLU, twice, then a linear layer without bias.
+    """VICReg's expander of pooled features: linear, batch norm, ReLU, twice, then a linear layer without bias.
 
-    Args:
-        channels: of the pooled features that go in.
-        widths: of the three layers; VICReg's 8192-8192-8192.
+    The `widths` of its three layers are VICReg's by default.
     """
 
     def __init__(self, channels: int, widths: Sequence[int] = (8192, 8192, 8192)) -> None:
@@ -341,11 +337,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     Every process must hold equally many samples. In a single process: plain batch norm.
     """
 
-    def _check_input_dim(self, x: Float[Tensor, "n d *_"]) -> None:
-        """Any number of axes will do."""
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim  # any number of axes from 2 on
 
     def forward(self, x: Float[Tensor, "n d *_"]) -> Float[Tensor, "n d *_"]:
-        """Each channel with mean 0 and variance 1 over all processes, then scaled and shifted."""
         if not self.training or not several_processes():
             return super().forward(x)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
