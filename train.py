@@ -644,10 +644,8 @@ def train(config: Config) -> None:
                 log.advance(0, f"loss {line['total']:.3f}")
             epoch_ends = done % plan.per_epoch == 0 or done == plan.end
             stop = [name for kind, name in reports if kind == "signal"]
-            improved = False
-            if main and epoch_ends:
-                error = validate(run, log, done, flow_started=flow_steps > 0)
-                improved, best = error < best, min(best, error)
+            error = validate(run, log, done, flow_started=flow_steps > 0) if main and epoch_ends else math.inf
+            improved, best = error < best, min(best, error)
             if main and (epoch_ends or stop or done % config.checkpoint_every == 0):
                 save(run, done, best, improved, faults)
             if stop:
