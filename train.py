@@ -278,11 +278,10 @@ def make_plan(config: Config, videos: Source | None, images: Source | None) -> P
     if not images:
         one_pass = min(one_pass, IMAGENET_SIZE // PRESETS["paper"].image_batch)
     per_epoch = config.steps_per_epoch or one_pass
-    total = config.epochs * per_epoch
     flow_start = round(first_flow_epoch(config) * per_epoch)
     regularisation_warmup = max(round(config.regularisation_warmup_epochs * per_epoch), 1)
     mask_warmup = round(config.mask_warmup_epochs * per_epoch)
-    end = min(total, config.max_steps or total)
+    end = min(config.epochs * per_epoch, config.max_steps or sys.maxsize)
     return Plan(config.task, config.strategy, per_epoch, end, flow_start, regularisation_warmup, mask_warmup)
 
 
