@@ -256,15 +256,12 @@ def first_flow_epoch(config: Config) -> float:
 
 
 class Source(NamedTuple):
-    """What a task learns from: `kind` is that of its files, `batch` counts the items of a step in all processes.
+    """What a task learns from."""
 
-    `data.note` is printed at the start.
-    """
-
-    kind: str  # "frames" or "images"
-    data: Dataset
+    kind: str  # of its files: "frames" or "images"
+    data: Dataset  # its `note` is printed at the start
     transform: Callable | None
-    batch: int
+    batch: int  # items of a step, in all processes
 
 
 def make_plan(config: Config, videos: Source | None, images: Source | None) -> Plan:
@@ -471,16 +468,11 @@ def gradient_ratio(model: MCJEPA, losses: Losses) -> Float[Tensor, ""]:
 def take_step(
     run: Run, module: nn.Module, step: int, flow_steps: int, batch: Batch, reports: list[Report]
 ) -> tuple[dict[str, Float[Tensor, ""]], list[Report]]:
-    """Forward, backward, clipping and update, with the schedules of this step.
+    """Forward, backward, clipping and update, with the schedules of this step, before which `flow_steps` learned flow.
 
-    Args:
-        module: the model, as `over_processes` gives it.
-        flow_steps: how many steps before this one have learned flow.
-        reports: those of this process.
-
-    Returns:
-        The numbers of the step by name, and the reports of all processes. If these say that something is not finite,
-        the step is skipped in all of them: no numbers, and weights and buffers are as they were.
+    `module` is the model as `over_processes` gives it, `reports` are those of this process. Returns the numbers of the
+    step by name, and the reports of all processes. If these say that something is not finite, the step is skipped in
+    all of them: no numbers, and weights and buffers are as they were.
     """
     config, plan, optimizer = run.config, run.plan, run.optimizer
     for group in optimizer.param_groups:
