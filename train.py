@@ -583,15 +583,6 @@ def summary(run: Run, step: int, numbers: dict[str, Float[Tensor, ""]], faults: 
     return line | {"skipped_steps": faults.skipped, "bad_files": sum(map(len, faults.bad_files.values()))}
 
 
-def command_to_measure(run: Run) -> str:
-    """The evaluation that fits a run; of its own clips, the first."""
-    command = ["python", "evaluate.py", "flow" if run.videos else "segmentation"]
-    command += ["--model", str(run.config.output_dir / "checkpoint.pt")]
-    if run.config.video_dir and run.videos:
-        command += ["--video", str(next(clip.path for clip in run.videos.data.clips if not clip.fault))]
-    return shlex.join(command)
-
-
 def train(config: Config) -> None:
     """One run, from the data to the last checkpoint; it continues from the checkpoint in --output-dir."""
     check(config)
@@ -645,7 +636,11 @@ def train(config: Config) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     if main and done == plan.end:
-        print(f"done. Measure it: {command_to_measure(run)}")
+        command = ["python", "evaluate.py", "flow" if run.videos else "segmentation"]
+        command += ["--model", str(config.output_dir / "checkpoint.pt")]
+        if config.video_dir and run.videos:  # the first of its own clips
+            command += ["--video", str(next(clip.path for clip in run.videos.data.clips if not clip.fault))]
+        print(f"done. Measure it: {shlex.join(command)}")
 
 
 if __name__ == "__main__":
