@@ -51,7 +51,7 @@ def find_video_set(name: str, root: Path) -> tuple[list[Clip], list[str]]:
     No clips if the set is not there; ValueError if it is there twice, or damaged. The numbers in a clip are
     consecutive; what stands before them in the names of its frames is alike.
     """
-    pattern, is_multiview = VIDEO_SETS[name]["frames"], VIDEO_SETS[name]["is_multiview"]
+    title, pattern, is_multiview = (VIDEO_SETS[name][column] for column in ("title", "frames", "is_multiview"))
     sign = pattern.replace("*_*", "*_00.*") if is_multiview else pattern
     folders = [folder for folder in set_folders(Path(root)) if visible_glob(folder, sign)]
     if not folders:
@@ -76,7 +76,6 @@ def find_video_set(name: str, root: Path) -> tuple[list[Clip], list[str]]:
             if len(run) > 1:
                 clips.append(Clip(folder, [frames[number] for number in run]))
     if not clips:
-        title = VIDEO_SETS[name]["title"]
         raise ValueError(f"{folders[0]}: no two frames of {title} are consecutive; unpack the archive again")
     return clips, notes
 
