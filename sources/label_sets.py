@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -221,7 +220,7 @@ class LabelAugmentation:
         size = max(round(self.size * torch.empty(()).uniform_(*self.scale).item()), 1)
         image = F.resize(image, [size], antialias=True)
         # torchvision's own choice for masks, "nearest", would shift them by half a pixel.
-        labels = interpolate(labels[None, None].float(), image.shape[1:], mode="nearest-exact")[0].long()
+        labels = F.resize(labels[None], list(image.shape[1:]), v2.InterpolationMode.NEAREST_EXACT)
         image, labels = self.cut(tv_tensors.Image(image), tv_tensors.Mask(labels))
         return self.change(image.as_subclass(Tensor)), labels[0].as_subclass(Tensor)
 
