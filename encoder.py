@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.resnet import BasicBlock
 
-Images = Tensor | np.ndarray | PIL.Image.Image | str | Path
-"""What the calls for users take; see `as_batch`."""
+Images = Tensor | np.ndarray | PIL.Image.Image | str | Path  # what the calls for users take; see `as_batch`
 
 
 def as_batch(images: Images, like: Float[Tensor, "..."]) -> Float[Tensor, "b 3 h w"]:
@@ -221,8 +220,7 @@ ENCODERS = {
     "resnet18": partial(SmallResNetPyramid, blocks=2),
     "resnet10_half": partial(SmallResNetPyramid, width=16),
 }
-EncoderName = Literal[tuple(ENCODERS)]
-"""The names of the encoders, as the type of a configuration's field."""
+EncoderName = Literal[tuple(ENCODERS)]  # the type of a configuration's field
 
 
 def build_encoder(name: str, weights: str | Path | None = None) -> nn.Module:

@@ -115,10 +115,8 @@ class Losses(NamedTuple):
     visible share, the mean flow."""
 
 
-Terms = dict[str, tuple[Float[Tensor, ""], float | Float[Tensor, ""]]]
-"""The terms of a loss by name, each with its coefficient."""
-Monitor = dict[str, Float[Tensor, ""]]
-"""What is worth watching but is not part of the loss, by name."""
+Terms = dict[str, tuple[Float[Tensor, ""], float | Float[Tensor, ""]]]  # of a loss by name, with their coefficients
+Monitor = dict[str, Float[Tensor, ""]]  # what is worth watching but is not part of the loss, by name
 
 
 def eq_6(features: Float[Tensor, "b c h w"], variance_weight: float, covariance_weight: float) -> Float[Tensor, ""]:

@@ -43,8 +43,7 @@ from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, loa
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, open_mix
 
-IMAGENET_SIZE = 1_281_167
-"""An epoch of MovingShapes is as long as the paper's: one pass over ImageNet."""
+IMAGENET_SIZE = 1_281_167  # an epoch of MovingShapes is as long as the paper's: one pass over ImageNet
 Frames = tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]  # video pairs
 Views = tuple[Float[Tensor, "n 3 s s"], Float[Tensor, "n 3 s s"]]  # two views of images
 Batch = tuple[Frames | None, Views | None]  # None for a task that does not learn in a step
@@ -108,13 +107,11 @@ class Config:
     repeats: RepeatsConfig = field(default_factory=RepeatsConfig)
 
 
-FLOW_ALONE = ("frozen", "finetune")
-"""Strategies in which flow is learned without content."""
-MAY_DIFFER = (
+FLOW_ALONE = ("frozen", "finetune")  # strategies in which flow is learned without content
+MAY_DIFFER = (  # fields that may change when a run continues
     *("output_dir", "data_root", "video_dir", "image_dir", "backbone", "init"),  # data may move: its size is compared
     *("max_steps", "workers", "compile", "log_every", "checkpoint_every", "bad_files", "validation_pairs"),
 )
-"""Fields that may change when a run continues."""
 
 PRESETS = {
     "paper": Config(),

@@ -27,8 +27,7 @@ from sources import MissingSet, find_set, read_lines, read_table, set_folders, v
 
 # ---------------------------------------------------------------------------------------------- labels of every pixel
 
-VOID = 255
-"""The class of pixels that do not count."""
+VOID = 255  # the class of pixels that do not count
 PALETTE = np.array(
     [[sum((n >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)] for n in range(256)],
     np.uint8,
