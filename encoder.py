@@ -109,17 +109,14 @@ class ConvNeXtPyramid(nn.Module):
             nn.init.zeros_(stem[0].bias)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        x, levels = images, []
-        for index, stem in enumerate(self.features[0]):
-            x = stem(pad_to_multiple(x, 2))  # else a 2 x 2 convolution of stride 2 drops the last of an odd number
-            if index < 2:
-                levels.append(x)
-        for index in range(1, 8, 2):
-            x = self.features[index](x)
-            levels.append(x)
-            if index < 7:
-                x = self.features[index + 1](pad_to_multiple(x, 2))
-        return levels[::-1]
+        levels, parts = [images], self.features
+        halvings = (*parts[0], parts[2], parts[4], parts[6])
+        stages = (None, None, parts[1], parts[3], parts[5], parts[7])  # each after its halving
+        for halve, stage in zip(halvings, stages, strict=True):
+            # Padded: a 2 x 2 convolution of stride 2 drops the last of an odd number.
+            x = halve(pad_to_multiple(levels[-1], 2))
+            levels.append(x if stage is None else stage(x))
+        return levels[:0:-1]
 
     def load_torchvision(self, state: dict[str, Tensor]) -> None:
         """Loads the four stages from a state dict of torchvision's convnext_tiny; its stem and head do not fit."""
