@@ -465,11 +465,12 @@ def gradient_ratio(model: MCJEPA, losses: Losses) -> Float[Tensor, ""]:
 def take_step(
     run: Run, module: nn.Module, step: int, flow_steps: int, batch: Batch, reports: list[Report]
 ) -> tuple[dict[str, Float[Tensor, ""]], list[Report]]:
-    """Forward, backward, clipping and update, with the schedules of this step, before which `flow_steps` learned flow.
+    """Forward, backward, clipping and update, with the schedules of this step.
 
-    `module` is the model as `over_processes` gives it, `reports` are those of this process. Returns the numbers of the
-    step by name, and the reports of all processes. If these say that something is not finite, the step is skipped in
-    all of them: no numbers, and weights and buffers are as they were.
+    `module` is the model as `over_processes` gives it, `flow_steps` how many steps before this one have learned flow,
+    `reports` those of this process. Returns the numbers of the step by name, and the reports of all processes. If these
+    say that something is not finite, the step is skipped in all of them: no numbers, and weights and buffers are as
+    they were.
     """
     config, plan, optimizer = run.config, run.plan, run.optimizer
     for group in optimizer.param_groups:
