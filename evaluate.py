@@ -144,7 +144,11 @@ def contour_accuracy(annotation: Bool[Tensor, "h w"], prediction: Bool[Tensor, "
     A contour pixel is right if the other contour passes within 0.8% of the image's diagonal, rounded up. 1 where both
     masks have no contour, 0 where one has none.
     """
-    truth, guess = (_contour(mask.cpu().numpy()) for mask in (annotation, prediction))
+    masks = torch.stack((annotation, prediction)).cpu().numpy()
+    padded = np.pad(masks, ((0, 0), (0, 1), (0, 1)), mode="edge")
+    # Pixels that differ from their right, lower, or lower right neighbour, as DAVIS finds contours.
+    right, lower, diagonal = padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]
+    truth, guess = ((masks != right) | (masks != lower) | (masks != diagonal)).astype(np.uint8)
     if not truth.any() or not guess.any():
         return float(not truth.any() and not guess.any())
     radius = math.ceil(0.008 * math.hypot(*annotation.shape))
@@ -152,12 +156,6 @@ def contour_accuracy(annotation: Bool[Tensor, "h w"], prediction: Bool[Tensor, "
     near_truth, near_guess = (cv2.dilate(z, (x**2 + y**2 <= radius**2).astype(np.uint8)) for z in (truth, guess))
     precision, recall = (guess & near_truth).sum() / guess.sum(), (truth & near_guess).sum() / truth.sum()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
-
-
-def _contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from their right, lower, or lower right neighbour, as DAVIS finds contours; uint8 (h, w)."""
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    return ((mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])).astype(np.uint8)
 
 
 def davis_statistics(values: Sequence[float]) -> dict[str, float]:
