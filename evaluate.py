@@ -190,9 +190,8 @@ def propagate_labels(
     result = labels.new_empty(labels.shape[1], h, w)
     y, x = torch.arange(h, device=target.device), torch.arange(w, device=target.device)
     for top, left in product(range(0, h, tile), range(0, w, tile)):
-        rows, columns = slice(top, min(top + tile, h)), slice(left, min(left + tile, w))
-        near_rows = slice(max(top - radius, 0), top + tile + radius)
-        near_columns = slice(max(left - radius, 0), left + tile + radius)
+        rows, columns = slice(top, top + tile), slice(left, left + tile)
+        near_rows, near_columns = (slice(max(start - radius, 0), start + tile + radius) for start in (top, left))
         here, near = (..., rows, columns), (..., near_rows, near_columns)
         cosine = target[here].flatten(1).T @ context[near].transpose(0, 1).flatten(1)  # (of the tile, of all frames)
         far_rows = (y[rows, None] - y[near_rows]).abs() > radius
