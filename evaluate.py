@@ -672,11 +672,7 @@ class Segmenter(nn.Module):
         size = pyramid[strides.index(4)].shape[2:]
         for features, stride, norm, classifier in zip(pyramid, strides, self.norms, self.classifiers, strict=True):
             scores = classifier(norm(features))
-            if stride < 4:
-                scores = F.adaptive_avg_pool2d(scores, size)
-            elif stride > 4:
-                scores = F.interpolate(scores, size, mode="bilinear")
-            total = total + scores
+            total += F.adaptive_avg_pool2d(scores, size) if stride < 4 else F.interpolate(scores, size, mode="bilinear")
         return F.interpolate(total, (4 * size[0], 4 * size[1]), mode="bilinear")[..., :h, :w]
 
 
