@@ -306,6 +306,13 @@ def to_uint8(image: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
     return (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def resized(image: UInt8[Tensor, "3 h w"], side: int | None, cell: int = 1) -> Float[Tensor, "1 3 _ _"]:
+    """An image in [0, 1] with this shorter side, or as large as it is, in whole cells of so many pixels."""
+    factor = 1.0 if side is None else side / min(image.shape[1:])
+    size = [max(round(length * factor / cell), 1) * cell for length in image.shape[1:]]
+    return F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)
+
+
 def titled_grid(panels: dict[str, UInt8[Tensor, "3 h w"]], columns: int) -> UInt8[Tensor, "3 H W"]:
     """Panels in rows, each below its title, on white."""
     titled = []
@@ -839,13 +846,11 @@ def train_segmenter(
 @torch.no_grad()
 def predict_labels(segmenter: Segmenter, image: UInt8[Tensor, "3 h w"], recipe: Recipe) -> Int64[Tensor, "h w"]:
     """The class of each pixel of an image, which the segmenter sees with the recipe's shorter side, in windows."""
-    (h, w), factor = image.shape[1:], recipe.size / min(image.shape[1:])
-    size = [max(round(length * factor), 1) for length in (h, w)]
-    shown = F.interpolate(image[None].to(own_device()).float() / 255, size, mode="bilinear", antialias=True)
+    shown = resized(image.to(own_device()), recipe.size)
     scores = sliding_scores(segmenter, shown, recipe.crop, recipe.crop * 2 // 3)
     if not scores.isfinite().all():
         raise ValueError("the scores are not finite; check the weights of --model")
-    return F.interpolate(scores, (h, w), mode="bilinear").argmax(dim=1)[0].cpu()
+    return F.interpolate(scores, image.shape[1:], mode="bilinear").argmax(dim=1)[0].cpu()
 
 
 # ----------------------------------------------------------------------------------------- video object segmentation
@@ -897,14 +902,6 @@ def side_by_side(levels: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "d h w"]
     return torch.cat(levels)
 
 
-def seen_frame(video: ObjectVideo, index: int, config: VideoConfig) -> Float[Tensor, "1 3 h w"]:
-    """A frame as the features see it: with the shorter side of --size, in whole cells of the coarsest stride."""
-    frame, coarsest = video.frames(index)[None].float() / 255, max(config.stride)
-    factor = 1.0 if config.size is None else config.size / min(frame.shape[2:])
-    size = [max(round(length * factor / coarsest), 1) * coarsest for length in frame.shape[2:]]
-    return F.interpolate(frame, size, mode="bilinear", antialias=True)
-
-
 def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoConfig) -> Iterator[UInt8[Tensor, "h w"]]:
     """The predicted mask of each frame, the first being the true one (DINO's protocol).
 
@@ -912,10 +909,10 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
     For the mask they are enlarged, each object's are stretched to [0, 1], and the largest wins.
     """
     numbers, one_hot = first_labels(video)
-    frames, *options = config.propagation
+    (frames, *options), coarsest = config.propagation, max(config.stride)
     memory: deque = deque(maxlen=frames)
     for index in range(video.length):
-        levels = features(seen_frame(video, index, config))
+        levels = features(resized(video.frames(index), config.size, coarsest))
         if index == 0:
             means = [level.mean(dim=(1, 2), keepdim=True) if config.centre == "mean" else 0.0 for level in levels]
         now = side_by_side([level - mean for level, mean in zip(levels, means, strict=True)])
@@ -962,7 +959,8 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     features, model, config = feature_method(config, config.stride)
     found, flow_model = found or list(shapes_videos()), copy.deepcopy(model)  # flow keeps the batch norms' averages
     if model:
-        estimate_batch_norms(model, sample(lambda number: seen_frame(found[number], 0, config), len(found), 20))
+        first = lambda number: resized(found[number].frames(0), config.size, max(config.stride))  # noqa: E731
+        estimate_batch_norms(model, sample(first, len(found), 20))
     measured, sequences = map(lambda video: (video, *measure_video(video, features, flow_model, config)), found), {}
     for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
         sequences[video.name] = entry
