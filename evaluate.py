@@ -436,10 +436,8 @@ def dis_flow(image_1: Float[Tensor, "1 3 h w"], image_2: Float[Tensor, "1 3 h w"
     sides below 16 px, so those are padded with the nearest pixels.
     """
     h, w = image_1.shape[2:]
-    grey = []
-    for image in (image_1, image_2):
-        padded = F.pad(image, (0, max(16 - w, 0), 0, max(16 - h, 0)), mode="replicate")
-        grey.append(cv2.cvtColor(to_uint8(padded[0]).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY))
+    images = F.pad(torch.cat((image_1, image_2)), (0, max(16 - w, 0), 0, max(16 - h, 0)), mode="replicate")
+    grey = [cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in to_uint8(images)]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
     return torch.from_numpy(flow).permute(2, 0, 1)[None, :, :h, :w]
 
