@@ -1114,14 +1114,11 @@ def ridge(
 
 def classify_images(model: MCJEPA | None, known: ImageClasses, queries: ImageClasses) -> dict[str, dict[str, float]]:
     """The share of queries, in [0, 1], that each level gives its class, by neighbours and by ridge regression."""
-    methods = {"k-NN": nearest_neighbours, "ridge": ridge}
-    return {
-        level: {
-            name: (method(a, known.labels, b) == queries.labels).float().mean().item()
-            for name, method in methods.items()
-        }
-        for level, (a, b) in compared_levels(model, (known.images, queries.images)).items()
-    }
+    scores = defaultdict(dict)
+    for level, (a, b) in compared_levels(model, (known.images, queries.images)).items():
+        for name, method in (("k-NN", nearest_neighbours), ("ridge", ridge)):
+            scores[level][name] = (method(a, known.labels, b) == queries.labels).float().mean().item()
+    return scores
 
 
 def search_among_shapes(model: MCJEPA | None, objects: Objects) -> dict[str, dict[str, float]]:
