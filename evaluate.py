@@ -486,8 +486,7 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         rows = groups[group or "all"] = {name: mean_errors(own, name) for name in methods}
         if not testing:
             table1[f"{group} EPE".strip()] = rows[label]["per_image"]["epe"]["all"]
-    if not testing:
-        print_errors(groups)
+            print_errors(group or "all", rows)
     report = {"data": benchmark, "label": label, "groups": groups, "notes": notes, "scenes": entries, "table1": table1}
     return write_report(config, "flow", report)
 
@@ -522,9 +521,9 @@ def mean_errors(entries: list[dict], method: str) -> dict:
     return means | {"seconds": float(np.median([entry[method]["seconds"] for entry in entries]))}
 
 
-def print_errors(groups: dict[str, dict]) -> None:
-    """A table for each group of pairs and each mean: EPE in pixels, F1 in percent, time of a pair in milliseconds."""
-    for (group, rows), mean in product(groups.items(), ("per_pixel", "per_image")):
+def print_errors(group: str, rows: dict[str, dict]) -> None:
+    """A table of a group of pairs for each mean: EPE in pixels, F1 in percent, time of a pair in milliseconds."""
+    for mean in ("per_pixel", "per_image"):
         columns = [f"{metric} {region}" for metric, region in product(("EPE", "F1"), rows["zero"][mean]["epe"])]
         table = {
             name: [*row[mean]["epe"].values(), *(100 * f1 for f1 in row[mean]["f1"].values()), 1000 * row["seconds"]]
