@@ -891,14 +891,6 @@ def first_labels(video: ObjectVideo) -> tuple[UInt8[Tensor, " c"], Float[Tensor,
     return numbers, one_hot
 
 
-def side_by_side(levels: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "d h w"]:
-    """Levels as one at the size of the finest, in which each has length 1 at each position; a single one as it is."""
-    if len(levels) > 1:
-        size = max(level.shape[1:] for level in levels)
-        levels = [F.interpolate(F.normalize(level[None]), size, mode="bilinear")[0] for level in levels]
-    return torch.cat(levels)
-
-
 def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoConfig) -> Iterator[UInt8[Tensor, "h w"]]:
     """The predicted mask of each frame, the first being the true one (DINO's protocol).
 
@@ -912,7 +904,11 @@ def follow_objects(video: ObjectVideo, features: FeatureMethod, config: VideoCon
         levels = features(resized(video.frames(index), config.size, coarsest))
         if index == 0:
             means = [level.mean(dim=(1, 2), keepdim=True) if config.centre == "mean" else 0.0 for level in levels]
-        now = side_by_side([level - mean for level, mean in zip(levels, means, strict=True)])
+        levels = [level - mean for level, mean in zip(levels, means, strict=True)]
+        if len(levels) > 1:  # as one at the size of the finest, in which each has length 1 at each position
+            size = max(level.shape[1:] for level in levels)
+            levels = [F.interpolate(F.normalize(level[None]), size, mode="bilinear")[0] for level in levels]
+        now = torch.cat(levels)
         if index == 0:
             beginning = (now, F.interpolate(one_hot[None], now.shape[1:], mode="nearest-exact")[0].to(now.device))
             yield numbers[one_hot.argmax(dim=0)]
