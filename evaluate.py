@@ -278,27 +278,25 @@ def estimate_batch_norms(model: MCJEPA, batches: Iterable[Shaped[Tensor, "_ 3 _ 
 # ----------------------------------------------------------------------------------------- items, pictures and reports
 
 
-def readable(
-    items: Iterator[Any], count: int, unit: str, pictures: int, notes: list[str]
-) -> Iterator[tuple[Any, bool]]:
-    """The items, each with whether it gets a picture. One that cannot be read becomes a note, so that the others are
-    measured; ValueError if none can be read. `items` must go on after an error: `map` does, a generator does not."""
-    faults, pictured = [], spread(count, pictures)
-    for index in tqdm(range(count), unit=unit, disable=None):
+def readable(read: Callable, items: Sequence, unit: str, pictures: int, notes: list[str]) -> Iterator[tuple[Any, bool]]:
+    """What `read` gives for each item, with whether it gets a picture. One that cannot be read becomes a note, so that
+    the others are measured; ValueError if none can be read."""
+    faults, pictured = [], spread(len(items), pictures)
+    for index, item in enumerate(tqdm(items, unit=unit, disable=None)):
         try:
-            item = next(items)
+            content = read(item)
         except (ValueError, FileNotFoundError) as error:
             faults.append(one_line(error))
         else:
-            yield item, index in pictured
-    if faults and len(faults) == count:
+            yield content, index in pictured
+    if faults and len(faults) == len(items):
         raise ValueError(faults[0])
     notes += [f"left out: {fault}" for fault in faults]
 
 
 def sample(measure: Callable[[int], Any], count: int, most: int = 10) -> Iterator[Any]:
     """What `measure` gives, one by one, for at most so many of the items that can be read, spread evenly."""
-    return (item for item, _ in readable(map(measure, spread(count, most)), min(count, most), "sample", 0, []))
+    return (content for content, _ in readable(measure, spread(count, most), "sample", 0, []))
 
 
 def to_uint8(image: Float[Tensor, "*t 3 h w"]) -> UInt8[Tensor, "*t 3 h w"]:
@@ -415,13 +413,11 @@ class FlowConfig(ProtocolConfig):
     occlusion: bool = False  # With --video, adds NAME_occlusion.png to --export, white where a pixel is hidden next.
 
 
-def shapes_pairs(count: int, size: tuple[int, int]) -> Iterator[FlowPair]:
-    """Unseen MovingShapes as pairs; their flow is known everywhere, also where the second frame hides the point."""
-    shapes = MovingShapes(length=count, size=size, frames=2, seed=UNSEEN_SEED)
-    for index in range(count):
-        item = shapes[index]
-        first, second, truth = item["images"][:1], item["images"][1:], item["flow_forward"]
-        yield FlowPair(f"shapes_{index:04d}", "", first, second, truth, {"all": known_flow(truth)})
+def shapes_pair(index: int, size: tuple[int, int]) -> FlowPair:
+    """A pair of unseen MovingShapes; its flow is known everywhere, also where the second frame hides the point."""
+    item = MovingShapes(index + 1, size, frames=2, seed=UNSEEN_SEED)[index]
+    first, second, truth = item["images"][:1], item["images"][1:], item["flow_forward"]
+    return FlowPair(f"shapes_{index:04d}", "", first, second, truth, {"all": known_flow(truth)})
 
 
 def model_flow(model: MCJEPA) -> FlowMethod:
@@ -467,13 +463,13 @@ def run_flow(config: tyro.conf.OmitArgPrefixes[FlowConfig]) -> dict:
         return flow_of_images(method, config)
     if config.video:
         return flow_of_video({label: method, "dis": dis_flow}, config)
-    benchmark, notes, count = "shapes", [], SHAPES_PAIRS
-    pairs = shapes_pairs(count, (SHAPES_SIZE, SHAPES_SIZE))
+    benchmark, pairs, notes = "shapes", range(SHAPES_PAIRS), []
+    read = partial(shapes_pair, size=(SHAPES_SIZE, SHAPES_SIZE))
     if config.data_root is not None:
-        benchmark, files, notes = flow_benchmarks.find_benchmark(config.data_root, config.benchmark, config.split)
-        pairs, count = map(flow_benchmarks.read_pair, files), len(files)
+        benchmark, pairs, notes = flow_benchmarks.find_benchmark(config.data_root, config.benchmark, config.split)
+        read = flow_benchmarks.read_pair
     methods, entries = {label: method} if testing else BASELINES | {label: method}, []
-    for pair, pictured in readable(pairs, count, "pair", config.pictures, notes):
+    for pair, pictured in readable(read, pairs, "pair", config.pictures, notes):
         flows, entry = measure_pair(pair, methods)
         entries.append(entry)
         if pictured:
@@ -535,7 +531,7 @@ def print_errors(group: str, rows: dict[str, dict]) -> None:
 def flow_errors_on_shapes(model: MCJEPA, count: int, size: tuple[int, int]) -> dict[str, float]:
     """The `epe` and `f1` (in [0, 1]) of a model in eval mode on unseen MovingShapes, and zero flow's `epe_zero`."""
     methods = {"ours": model_flow(model), "zero": BASELINES["zero"]}
-    entries = [measure_pair(pair, methods)[1] for pair in shapes_pairs(count, size)]
+    entries = [measure_pair(shapes_pair(index, size), methods)[1] for index in range(count)]
     ours, zero = (mean_errors(entries, name)["per_image"] for name in methods)
     return {"epe": ours["epe"]["all"], "epe_zero": zero["epe"]["all"], "f1": ours["f1"]["all"]}
 
@@ -629,8 +625,7 @@ def flow_of_video(methods: dict[str, FlowMethod], config: FlowConfig) -> dict:
     scales = [colour_scale(flow[0]) for _, flows in sample(measure, count) for flow in flows.values()]
     scale = max(5.0, float(np.quantile(scales, 0.9)))
     with writing_film(config.output_dir / f"{name}.mp4", rate) as write:
-        measured = map(measure, range(count))
-        for (pair, flows), pictured in readable(measured, count, "frame", config.pictures, notes):
+        for (pair, flows), pictured in readable(measure, range(count), "frame", config.pictures, notes):
             panels = {"frame": to_uint8(pair.image_1[0])}
             panels |= {f"{method} ({scale:.1f} px)": flow_colours(flow[0], scale) for method, flow in flows.items()}
             panels["key"] = colour_wheel(*pair.image_1.shape[2:])
@@ -757,8 +752,8 @@ def run_segmentation(config: tyro.conf.OmitArgPrefixes[SegmentationConfig]) -> d
     settings, faults = train_segmenter(segmenter, training, recipe, config)
     notes, segmenter = [*training.notes, *faults], segmenter.eval()
     confusion = torch.zeros(len(training.classes), len(training.classes), dtype=torch.int64)
-    images, count = map(validation.__getitem__, range(len(validation))), len(validation)
-    for number, ((image, truth), pictured) in enumerate(readable(images, count, "image", config.pictures, notes)):
+    images = readable(validation.__getitem__, range(len(validation)), "image", config.pictures, notes)
+    for number, ((image, truth), pictured) in enumerate(images):
         prediction = predict_labels(segmenter, image, recipe)
         confusion += count_confusion(truth, prediction, len(confusion))
         if pictured:
@@ -954,8 +949,8 @@ def run_video(config: tyro.conf.OmitArgPrefixes[VideoConfig]) -> dict:
     if model:
         first = lambda number: resized(found[number].frames(0), config.size, max(config.stride))  # noqa: E731
         estimate_batch_norms(model, sample(first, len(found), 20))
-    measured, sequences = map(lambda video: (video, *measure_video(video, features, flow_model, config)), found), {}
-    for (video, masks, entry), pictured in readable(measured, len(found), "sequence", config.pictures, notes):
+    measure, sequences = lambda video: (video, *measure_video(video, features, flow_model, config)), {}
+    for (video, masks, entry), pictured in readable(measure, found, "sequence", config.pictures, notes):
         sequences[video.name] = entry
         if entry["note"]:
             notes.append(f"{video.name}: {entry['note']}")
@@ -1208,7 +1203,7 @@ def run_features(config: tyro.conf.OmitArgPrefixes[FeaturesConfig]) -> None:
 
     paint = principal_colours([cells for *_, cells in sample(encode, count)])
     with film as write:
-        for (stem, image, cells), _ in readable(map(encode, range(count)), count, "image", 0, notes):
+        for (stem, image, cells), _ in readable(encode, range(count), "image", 0, notes):
             colours = paint(cells).repeat_interleave(stride, dim=1).repeat_interleave(stride, dim=2)
             panels = {"image": image, f"stride {stride}": colours[:, : image.shape[1], : image.shape[2]]}
             picture = titled_grid(panels, columns=2)

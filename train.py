@@ -38,7 +38,7 @@ from data import FlowAugmentation, ImageFiles, SkipBadFiles, Stream, TwoViews, V
 from engine import checkpoint, processes
 from engine.faults import Faults, Report, check_numbers, run_command
 from engine.log import Log, environment
-from evaluate import find_views, flow_errors_on_shapes, flow_figure, shapes_pairs
+from evaluate import find_views, flow_errors_on_shapes, flow_figure, shapes_pair
 from mcjepa import MCJEPA, LossConfig, Losses, ModelConfig, load_checkpoint, load_parts, save_weights
 from sources.moving_shapes import ShapeImages, ShapePairs
 from sources.training_sets import ImageNet, RepeatsConfig, open_mix
@@ -519,7 +519,8 @@ def take_step(
 def pairs_to_draw(config: Config, videos: Source) -> list[tuple[Tensor, Tensor, Tensor | None]]:
     """Three pairs, (image_1, image_2, true flow or None): unseen MovingShapes, or pairs of the run's own videos."""
     if config.video_dir is None and config.data_root is None:
-        return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in shapes_pairs(3, config.crop)]
+        pairs = [shapes_pair(index, config.crop) for index in range(3)]
+        return [(pair.image_1[0], pair.image_2[0], pair.flow[0]) for pair in pairs]
     readable = SkipBadFiles(videos.data, videos.transform, config.seed, allowed_bad_files(config, videos))
     # (position, index): the position is the seed of the crop, so that every epoch draws the same ones.
     return [(*(frame / 255 for frame in readable[(i, i * len(videos.data) // 3)][0]), None) for i in range(3)]
