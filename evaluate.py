@@ -23,7 +23,6 @@ For `video` and `knn`, an encoder's batch norm first takes its statistics from t
 import copy
 import hashlib
 import math
-import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -362,7 +361,7 @@ def open_clip(path: Path, max_frames: int | None) -> tuple[VideoPairs, int, Frac
     if len(pairs.clips) > 1:
         raise ValueError(f"{path}: holds {len(pairs.clips)} clips; name one of them")
     rate = getattr(pairs.clips[0].frames, "rate", None) or rate  # that of a video file
-    return pairs, max(min(len(pairs) + 1, max_frames or sys.maxsize), 2), rate
+    return pairs, max(min(len(pairs) + 1, max_frames or math.inf), 2), rate
 
 
 def spread(count: int, most: int) -> list[int]:
