@@ -869,8 +869,7 @@ def shapes_videos() -> Iterator[ObjectVideo]:
     size, names = (SHAPES_SIZE, SHAPES_SIZE), [f"{t:05d}" for t in range(SHAPES_FRAMES)]
     options = {"min_shapes": 4, "max_shapes": 6, "motion": (0.02, 0.35), "colouring": "alike"}
     shapes = MovingShapes(SHAPES_VIDEOS, size, SHAPES_FRAMES, UNSEEN_SEED, **options)
-    for index in range(len(shapes)):
-        item = shapes[index]
+    for index, item in enumerate(shapes):
         images, masks, back = to_uint8(item["images"]), item["instances"].to(torch.uint8), item["flow_backward"]
         objects = [number for number in masks[0].unique().tolist() if number]
         flow = lambda t, back=back: back[t - 1][None]  # noqa: E731
