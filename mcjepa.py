@@ -198,7 +198,7 @@ class MCJEPA(nn.Module):
 
     @torch.no_grad()
     def estimate_flow(self, image_1: Images, image_2: Images) -> Float[Tensor, "b 2 h w"]:
-        """The flow from image_1 to image_2, in pixels, at their size, which may be any; see `as_batch`.
+        """The flow from image_1 to image_2 (whatever `as_batch` takes), in pixels, at their size, which may be any.
 
         Raises:
             ValueError: the two differ in size, or are no images, or the model was trained for content only.
