@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from export import export
@@ -19,12 +21,27 @@ import train
 from data import ImageFiles, ShardedStream
 from encoder import pad_to_multiple
 from engine.faults import run_command
-from experiments import local_loss, run
+from experiments import film_pairs, local_loss, run
+from flow import warp
 from mcjepa import MCJEPA, ModelConfig, load_model
 from sources.moving_shapes import MovingShapes
 
 TINY = "--image-batch=4 --video-batch=1 --image-size=32 --crop 64 64 --validation-pairs=1 --model.expander 8"
 TINY += " --model.encoder resnet10_half --model.estimator-factor 0.125"
+
+
+def test_a_still_frame_seen_by_a_moving_camera_has_the_flow_of_that_motion():
+    rng, (h, w) = np.random.default_rng(0), film_pairs.SIZE
+    frame = cv2.GaussianBlur(rng.integers(0, 256, (432, 768, 3), dtype=np.uint8), (0, 0), 4)
+    p = np.stack([*np.meshgrid(np.arange(w), np.arange(h)), np.ones((h, w))]).reshape(3, -1)
+    for _ in range(20):
+        crop, motion = film_pairs.draw_crop(rng, frame.shape[:2]), film_pairs.draw_motion(rng)
+        flow = torch.from_numpy((np.linalg.inv(motion) @ p - p)[:2].reshape(1, 2, h, w)).float()
+        assert flow.norm(dim=1).median() < 1.3 * 0.2 * h
+        cuts = np.stack([film_pairs.cut(frame, matrix) for matrix in (crop, crop @ motion)])
+        first, second = torch.from_numpy(cuts).permute(0, 3, 1, 2).float().split(1)
+        inside = warp(torch.ones(1, 1, h, w), flow, padding="zeros") == 1
+        assert ((warp(second, flow) - first).abs() * inside).max() < 2  # bytes are rounded; the other way 16 and more
 
 
 def train_in_this_process(command, cwd):
