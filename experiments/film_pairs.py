@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine.faults import run_command  # noqa: E402
 from sources.moving_shapes import ShapePairs  # noqa: E402
 
 SIZE, MOTION = (256, 384), (0.2, 0.6)  # height and width; see `MovingShapes`
@@ -25,6 +26,7 @@ LEFT_OUT = {"car-detection": range(184, 244)}  # frames of the original film: th
 
 
 def affine(linear: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """The 3 x 3 matrix that multiplies (x, y) by `linear` (2, 2) and adds `offset` (2,)."""
     return np.vstack([np.concatenate([linear, offset[:, None]], axis=1), [0, 0, 1]])
 
 
@@ -53,6 +55,7 @@ def draw_motion(rng: np.random.Generator) -> np.ndarray:
 
 
 def cut(frame: np.ndarray, crop: np.ndarray) -> np.ndarray:
+    """The crop of a frame, mirrored where it reaches beyond."""
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(frame, crop[:2], SIZE[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
@@ -68,7 +71,7 @@ def pairs_of_film(film: Path, count: int, rng: np.random.Generator) -> Iterator[
     video, memory, owed = cv2.VideoCapture(str(film)), deque(maxlen=5), 0.0
     frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     if frames < 5:
-        sys.exit(f"error: {film}: no film of at least 5 frames; check the path")
+        raise ValueError(f"{film}: no film of at least 5 frames; check the path")
     for number in range(frames):
         good, frame = video.read()
         if not good:  # the number of frames is what the file says
@@ -101,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
