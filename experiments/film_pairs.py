@@ -19,39 +19,36 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.faults import run_command  # noqa: E402
-from sources.moving_shapes import ShapePairs  # noqa: E402
+from sources.moving_shapes import ShapePairs, affine  # noqa: E402
 
 SIZE, MOTION = (256, 384), (0.2, 0.6)  # height and width; see `MovingShapes`
+MIDDLE = np.array(SIZE[::-1]) / 2
 LEFT_OUT = {"car-detection": range(184, 244)}  # frames of the original film: those of the clip in assets/, to look at
 
 
-def affine(linear: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """The 3 x 3 matrix that multiplies (x, y) by `linear` (2, 2) and adds `offset` (2,)."""
-    return np.vstack([np.concatenate([linear, offset[:, None]], axis=1), [0, 0, 1]])
+def about_middle(centre: np.ndarray, scale: float, angle: float) -> np.ndarray:
+    """A 3 x 3 map that scales and turns a crop about its middle, and takes its middle to `centre` (x, y)."""
+    return affine(centre, np.full(2, scale), angle) @ affine(-MIDDLE, np.ones(2))
 
 
 def draw_crop(rng: np.random.Generator, frame: tuple[int, int]) -> np.ndarray:
-    """A 3 x 3 map from the pixels of a crop to those of a frame."""
-    (h, w), (crop_h, crop_w) = frame, SIZE
+    """A 3 x 3 map from the pixels of a crop to those of a frame (height, width)."""
+    h, w = frame
     unit = h / 432  # for frames of 768 x 432
-    zoom = np.exp(rng.uniform(np.log(0.6 * unit), np.log(min(1.3 * unit, h / crop_h, w / crop_w))))
+    zoom = np.exp(rng.uniform(np.log(0.6 * unit), np.log(min(1.3 * unit, h / SIZE[0], w / SIZE[1]))))
     angle = rng.uniform(-0.2, 0.2)
-    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    middle = np.array([crop_w, crop_h]) / 2
-    room = np.array([w, h]) / 2 - np.abs(linear) @ middle
-    centre = np.array([w, h]) / 2 + rng.uniform(-1, 1, 2) * np.maximum(room, 0)
-    return affine(linear, centre - linear @ middle)
+    reach = np.abs(about_middle(np.zeros(2), zoom, angle)[:2, :2]) @ MIDDLE
+    room = np.maximum(np.array([w, h]) / 2 - reach, 0)
+    return about_middle(np.array([w, h]) / 2 + rng.uniform(-1, 1, 2) * room, zoom, angle)
 
 
 def draw_motion(rng: np.random.Generator) -> np.ndarray:
     """A 3 x 3 map from the pixels of a crop to those of the crop before: a shift, a turn and a growth."""
-    (crop_h, crop_w), longest = SIZE, MOTION[0] * min(SIZE)
+    longest = MOTION[0] * min(SIZE)
     shift = 0.3 * (longest / 0.3) ** (rng.random() ** MOTION[1])
-    direction, radius = rng.uniform(0, 2 * np.pi), np.hypot(crop_h, crop_w) / 2
-    turn, growth = 0.2 * longest * rng.random(2) ** 2 * rng.choice((-1, 1), 2) / radius
-    linear = np.exp(growth) * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    middle = np.array([crop_w, crop_h]) / 2
-    return affine(linear, middle + shift * np.array([np.cos(direction), np.sin(direction)]) - linear @ middle)
+    direction = rng.uniform(0, 2 * np.pi)
+    turn, growth = 0.2 * longest * rng.random(2) ** 2 * rng.choice((-1, 1), 2) / np.hypot(*MIDDLE)
+    return about_middle(MIDDLE + shift * np.array([np.cos(direction), np.sin(direction)]), np.exp(growth), turn)
 
 
 def cut(frame: np.ndarray, crop: np.ndarray) -> np.ndarray:

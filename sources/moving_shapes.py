@@ -184,7 +184,7 @@ def _cut(source: np.ndarray, matrix: np.ndarray, window: _Window, border: int = 
     return cv2.warpAffine(source, affine, size, flags=flags, borderMode=border, borderValue=-1.0)
 
 
-def _affine(centre: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
+def affine(centre: np.ndarray, scale: np.ndarray, angle: np.ndarray | float = 0.0) -> np.ndarray:
     """(..., 3, 3) matrices that scale (x and y apart: (..., 2)), turn, and shift by `centre` (..., 2)."""
     matrix = np.zeros((*scale.shape[:-1], 3, 3))
     matrix[..., 0, 0], matrix[..., 0, 1] = np.cos(angle) * scale[..., 0], -np.sin(angle) * scale[..., 1]
@@ -275,12 +275,12 @@ class MovingShapes(Dataset):
         origins = rng.uniform(0, TEXTURE_SIZE, (n, 2))
         return _Scene(
             textures=[bank[i] for i in numbers],
-            texture_maps=_affine(origins, rng.uniform(*zooms, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)),
+            texture_maps=affine(origins, rng.uniform(*zooms, (n, 1)) * [1, 1], rng.uniform(0, 2 * np.pi, n)),
             numbers=numbers,
             colours=self._frame_colours(rng, n),
             classes=classes,
             silhouettes=[None] + [v[int(rng.integers(len(v)))] for v in variants],
-            silhouette_maps=_affine(np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / radii),
+            silhouette_maps=affine(np.full(2, (SILHOUETTE_SIZE - 1) / 2), SILHOUETTE_SIZE / 2 / radii),
             to_pixel=to_pixel,
             reach=np.where(classes[:, None] == 0, np.inf, radius[:, None] * zoom),
             gains=gains,
@@ -316,7 +316,7 @@ class MovingShapes(Dataset):
         time -= time.mean(axis=1, keepdims=True)
         zoom = np.exp(growth * time)
         angle = rng.uniform(0, 2 * np.pi, (n, 1)) + turn * time
-        return _affine(centre[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
+        return affine(centre[:, None] + velocity[:, None] * time[..., None], zoom[..., None] * [1, 1], angle), zoom
 
     def _render(self, scene: _Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame t: the image uint8 (3, h, w) and the layer that owns each pixel, uint8 (h, w)."""

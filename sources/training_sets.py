@@ -187,8 +187,10 @@ def main(data_root: Path) -> None:
 
 
 if __name__ == "__main__":
-    from engine.faults import run_command  # here, so that importing this module loads no TensorBoard
-
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     if len(sys.argv) != 2:
         sys.exit("usage: python -m sources.training_sets DATA")
-    run_command(lambda: main(Path(sys.argv[1])))
+    try:
+        main(Path(sys.argv[1]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
